@@ -1,0 +1,1 @@
+"""Stage 1: video files to frame features."""
