@@ -1,0 +1,1 @@
+"""The hands: command line, datasets, splits, demo."""

@@ -1,0 +1,57 @@
+"""`amfir data`: clips to try things on."""
+
+from pathlib import Path
+
+import click
+
+from ..console import json_option, print_json, resumable
+
+
+@click.group(name="data")
+def data() -> None:
+    """Make synthetic clips.
+
+    \b
+    Examples:
+      amfir data synth clips
+    """
+
+
+@data.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--classes", default=24, show_default=True, help="Number of classes.")
+@click.option("--clips", default=10, show_default=True, help="Clips of each class.")
+@click.option("--seed", default=0, show_default=True, help="Another seed, other clips of the same classes.")
+@click.option("--size", default=160, show_default=True, help="Side of the square frames, in pixels.")
+@click.option("--frames", default=24, show_default=True, help="Frames of a clip.")
+@json_option
+def synth(directory: Path, classes: int, clips: int, seed: int, size: int, frames: int, as_json: bool) -> None:
+    """Write synthetic clips to DIR, one folder a class, and their class split to DIR/split.toml.
+
+    Textured objects move over textured backgrounds; some classes differ in appearance, some in motion, some in both,
+    and half of the clips suffer noise, blur, darkness or a moving camera. A demonstration and a test bed, not a
+    benchmark.
+
+    \b
+    Examples:
+      amfir data synth clips
+      amfir data synth small-clips --classes 6 --clips 4 --size 64 --seed 1
+    """
+    from ..progress import Bar
+    from ..synth import generate
+
+    with resumable(), Bar("clip") as bar:
+        paths = generate(
+            directory,
+            classes=classes,
+            clips_per_class=clips,
+            seed=seed,
+            size=size,
+            num_frames=frames,
+            progress=bar.update,
+        )
+    split = directory / "split.toml"
+    if as_json:
+        print_json({"directory": str(directory), "classes": classes, "clips": len(paths), "split": str(split)})
+    else:
+        click.echo(f"{len(paths)} clips of {classes} classes in {directory}; class split in {split}")
