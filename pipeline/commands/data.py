@@ -29,8 +29,8 @@ def synth(directory: Path, classes: int, clips: int, seed: int, size: int, frame
     """Write synthetic clips to DIR, one folder a class, and their class split to DIR/split.toml.
 
     Textured objects move over textured backgrounds; some classes differ in appearance, some in motion, some in both,
-    and half of the clips suffer noise, blur, darkness or a moving camera. A demonstration and a test bed, not a
-    benchmark.
+    and half of the clips suffer interference, blur, darkness, a hanging recording or a moving camera. A demonstration
+    and a test bed, not a benchmark.
 
     \b
     Examples:

@@ -1,0 +1,51 @@
+"""Untrained nearest prototypes: what the frozen features know by themselves."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .episodes import EpisodeSampler
+from .evaluate import EvaluationConfig, score_episodes
+from .model import Features
+from .prototypes import PrototypeScorer
+from .temperature import fit_temperature
+
+STD_FLOOR = 0.1
+"""Smallest deviation a feature is divided by, as a share of the mean one: features that hardly move on base clips say
+nothing, and dividing by almost nothing would let them drown the others."""
+
+FIT_EPISODES = 1000
+"""Base episodes that the temperatures are fitted on."""
+
+
+def untrained_embeddings(features: Features, labels: Tensor, base_ids: Sequence[int]) -> dict[str, Tensor]:
+    """Mean over time of view 0, standardised by the mean and deviation of the base clips: modality -> [clips, D]."""
+    base = torch.isin(labels, torch.tensor(list(base_ids)))
+    embeddings = {}
+    for name, values in features.items():
+        pooled = torch.stack([clip.float().mean(0) for clip in values[:, 0]])
+        deviation = pooled[base].std(0)
+        scale = deviation.clamp_min(STD_FLOOR * float(deviation.mean())).clamp_min(1e-12)
+        embeddings[name] = (pooled - pooled[base].mean(0)) / scale
+    return embeddings
+
+
+def untrained_temperatures(
+    embeddings: dict[str, Tensor],
+    labels: Tensor,
+    base_ids: Sequence[int],
+    config: EvaluationConfig,
+    class_names: Sequence[str],
+) -> dict[str, float]:
+    """One temperature a modality, fitted on episodes of the base classes; of their way where there are fewer classes.
+
+    Raises:
+        UserError: If a base class has too few clips.
+    """
+    shape = config.shape
+    shape = type(shape)(min(shape.way, len(base_ids)), shape.shot, shape.query)
+    sampler = EpisodeSampler(labels, base_ids, shape, class_names)
+    scores = score_episodes(PrototypeScorer(embeddings), sampler, EvaluationConfig(shape, FIT_EPISODES, config.seed))
+    answers = shape.query_labels()
+    return {name: fit_temperature(psi, answers) for name, psi in zip(embeddings, scores.psi, strict=True)}

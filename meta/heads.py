@@ -1,0 +1,161 @@
+"""The projection head of a modality: frame features of a clip to one embedding.
+
+A head starts as a closed-form reading of the base clips and is meta-learned from there: five base classes are enough to
+destroy what the frozen features knew if it starts anywhere else.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..cache.errors import UserError
+
+MAX_FIT_CLIPS = 2048
+"""Base clips that a model's start is computed from; more change little and cost a larger decomposition."""
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """Shape and start of a head."""
+
+    dim: int = 512
+    """Width of the embedding (d)."""
+    spread_weight: float = 2.0
+    """Weight of each feature's standard deviation over time beside its mean: how much a clip changes."""
+    order_weight: float = 0.5
+    """Weight of each feature's first cosine coefficient over time: tells a clip from its reverse."""
+    shrinkage: float = 0.01
+    """Variance added to every direction when the within-class scatter is whitened, as a share of the largest one."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no head."""
+        if self.dim < 2:
+            raise UserError(f"dim is {self.dim}; an embedding needs at least 2 numbers; raise it")
+        if min(self.spread_weight, self.order_weight) < 0 or not self.shrinkage > 0:
+            raise UserError(f"{self}: weights must be 0 or more and shrinkage above 0; mend the head's settings")
+
+    def pooled_dim(self, feature_dim: int) -> int:
+        """Numbers that `pool` makes of features with this width."""
+        return feature_dim * (1 + (self.spread_weight > 0) + (self.order_weight > 0))
+
+
+class TemporalHead(nn.Module):
+    """Statistics over time, a learnt projection, unit length: [n, T, D] -> [n, d].
+
+    The temporal encoder gives every frame the channels x_t, (x_t - mean x)^2 and sqrt(2) cos(pi (t + 1/2) / T) x_t, and
+    pools their means over time, the second under a square root. The first alone is ProtoNet's mean, blind to order; the
+    third changes its sign when the clip is reversed. Embeddings have unit length: the squared Euclidean distance of two
+    is twice their cosine distance.
+
+    Args:
+        feature_dim: Width of the cached features (D).
+        config: Shape of the head.
+    """
+
+    centre: Tensor
+    start: Tensor
+
+    def __init__(self, feature_dim: int, config: HeadConfig) -> None:
+        super().__init__()
+        self.config = config
+        pooled = config.pooled_dim(feature_dim)
+        self.register_buffer("centre", torch.zeros(pooled))
+        self.register_buffer("start", torch.zeros(config.dim, pooled))
+        self.weight = nn.Parameter(torch.zeros(config.dim, pooled))
+        self.log_temperature = nn.Parameter(torch.zeros(()))
+
+    @property
+    def temperature(self) -> float:
+        """Factor of this modality's distances."""
+        return math.exp(self.log_temperature.item())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Embed clips: [n, T, D] float -> [n, d], rows of unit length."""
+        projected = (pool(features, self.config) - self.centre) @ self.weight.mT
+        return nn.functional.normalize(projected, dim=-1)
+
+    def drift(self) -> Tensor:
+        """Squared distance of the projection from its start, relative to the start: what training is held back by."""
+        return (self.weight - self.start).square().sum() / self.start.square().sum()
+
+
+def pool(features: Tensor, config: HeadConfig) -> Tensor:
+    """Statistics over time: [..., T, D] -> [..., C], C = `config.pooled_dim(D)`."""
+    mean = features.mean(-2)
+    parts = [mean]
+    if config.spread_weight:
+        # The floor keeps the root's gradient finite where nothing moves.
+        variance = (features - mean[..., None, :]).square().mean(-2)
+        parts.append(config.spread_weight * variance.clamp_min(1e-12).sqrt())
+    if config.order_weight:
+        num_frames = features.shape[-2]
+        angles = math.pi * (torch.arange(num_frames, device=features.device, dtype=features.dtype) + 0.5) / num_frames
+        wave = math.sqrt(2) * angles.cos()
+        parts.append(config.order_weight * (wave[:, None] * features).mean(-2))
+    return torch.cat(parts, -1)
+
+
+def fit_head(features: Tensor, labels: Tensor, config: HeadConfig, generator: torch.Generator) -> TemporalHead:
+    """The head's start: within-class whitening of the base clips, then their principal axes and a random sketch.
+
+    Directions in which clips of ONE class differ (people, places, clothes) are nuisance and are shrunk: with S the
+    within-class covariance and s = `shrinkage` times its largest eigenvalue, the whitening is (I + S / s)^(-1/2), which
+    leaves directions that the base clips never used as they are (the identity). Half of the embedding keeps the
+    principal axes of the whitened clips; the other half is a Gaussian sketch of the rest, which keeps distances on
+    average (Johnson and Lindenstrauss), because novel classes also differ where base classes do not.
+
+    Args:
+        features: Base clips of one modality, [clips, T, D], floating point; `MAX_FIT_CLIPS` are plenty.
+        labels: Class ids [clips].
+        config: Shape of the head.
+        generator: Draws the sketch.
+
+    Returns:
+        A head in training mode with temperature 1, the same for equal inputs.
+    """
+    pooled = pool(features.double(), config)
+    centre = pooled.mean(0)
+    axes, variances = _principal_axes(_within_class(pooled, labels))
+    # Nothing varies within a class where each has one clip: no axes, no largest variance.
+    floor = config.shrinkage * variances[:1].clamp_min(1e-12)
+    gain = (1 + variances / floor).rsqrt() - 1
+    projection = _projection(_shrink(pooled - centre, axes, gain), config.dim, generator)
+    head = TemporalHead(features.shape[-1], config)
+    with torch.no_grad():
+        head.centre.copy_(centre)
+        head.start.copy_(_shrink(projection, axes, gain))
+        head.weight.copy_(head.start)
+    return head
+
+
+def _within_class(values: Tensor, labels: Tensor) -> Tensor:
+    """Each clip minus the mean of its class: [n, C]."""
+    centred = values.clone()
+    for label in set(labels.tolist()):
+        centred[labels == label] -= values[labels == label].mean(0)
+    return centred
+
+
+def _principal_axes(centred: Tensor) -> tuple[Tensor, Tensor]:
+    """Orthonormal rows [r, C] that span the centred values [n, C], and the variance along each, largest first."""
+    _, singular, axes = torch.linalg.svd(centred, full_matrices=False)
+    kept = int((singular > 1e-9 * singular.max().clamp_min(1e-300)).sum())
+    return axes[:kept], singular[:kept].square() / len(centred)
+
+
+def _shrink(rows: Tensor, axes: Tensor, gain: Tensor) -> Tensor:
+    """Apply the symmetric matrix I + axes^T diag(gain) axes to rows [n, C] without forming it."""
+    return rows + ((rows @ axes.mT) * gain) @ axes
+
+
+def _projection(centred: Tensor, dim: int, generator: torch.Generator) -> Tensor:
+    """Principal axes and a sketch of what they leave out, [dim, C]; the identity over zero rows if it fits."""
+    width = centred.shape[1]
+    if dim >= width:
+        return torch.eye(dim, width, dtype=torch.float64)
+    axes = _principal_axes(centred - centred.mean(0))[0][: dim // 2]
+    free = dim - len(axes)
+    sketch = torch.randn(free, width, generator=generator, dtype=torch.float64) / math.sqrt(free)
+    return torch.cat([axes, sketch - (sketch @ axes.mT) @ axes])

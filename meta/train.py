@@ -1,0 +1,220 @@
+"""Meta-training: episodes of base classes teach the heads, each by its labels and by the more reliable modality."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..cache.errors import UserError, pick
+from .active import Observation, free_energy, fuse, observe
+from .episodes import EpisodeSampler, EpisodeShape
+from .evaluate import EvaluationConfig, evaluate
+from .heads import HeadConfig
+from .methods import Method
+from .model import Features, Model, fit_model
+from .objective import Objective, objective
+
+OPTIMIZERS: dict[str, Callable[[list[torch.nn.Parameter], float], torch.optim.Optimizer]] = {
+    "adamw": lambda parameters, rate: torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0),
+    "sgd": lambda parameters, rate: torch.optim.SGD(parameters, lr=rate),
+}
+"""`sgd` is the papers' (method section 4). There is no weight decay: heads are held to their start instead."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long and how fast to meta-train."""
+
+    shape: EpisodeShape = field(default_factory=EpisodeShape)
+    """Way, shot and query of the episodes."""
+    episodes: int = 2000
+    """Training episodes at most; 0 keeps the start."""
+    batch_episodes: int = 16
+    """Episodes of one update."""
+    optimizer: str = "adamw"
+    """A key of `OPTIMIZERS`."""
+    learning_rate: float = 1e-4
+    """Step size."""
+    hold: float = 1.0
+    """Weight of each head's relative squared distance from its start, beside Eq. 9."""
+    interval: int = 160
+    """Episodes between two validations, and between two records of the log."""
+    validation_episodes: int = 600
+    """Validation episodes; the same ones each time."""
+    patience: int = 5
+    """Validations without a better accuracy before training stops."""
+    seed: int = 0
+    """Seed of the start, the episodes and the views."""
+
+    def __post_init__(self) -> None:
+        """Refuse unknown names and counts that mean nothing."""
+        pick(OPTIMIZERS, self.optimizer, "optimizer")
+        for name in ("batch_episodes", "interval", "validation_episodes", "patience"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; training needs at least 1; raise it")
+        for name in ("episodes", "seed", "hold"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it cannot be negative; give 0 or more")
+        if not self.learning_rate > 0:
+            raise UserError(f"learning_rate is {self.learning_rate}; it must be above 0; raise it")
+
+
+Record = dict[str, float]
+"""One line of the training log: episodes, loss, and per modality cross-entropy, accuracy, free energy, group share."""
+
+
+@dataclass(eq=False)
+class Training:
+    """A training under way: all that a resumed one needs to end bit by bit like an undisturbed one."""
+
+    model: Model
+    optimizer: torch.optim.Optimizer
+    generator: torch.Generator
+    """Draws episodes and views."""
+    best: dict[str, Tensor]
+    """Weights of the best validation so far, the present ones where there is none."""
+    log: list[Record] = field(default_factory=list)
+    """Records so far, the first one at 0 episodes."""
+    episodes: int = 0
+    """Episodes trained."""
+    best_episodes: int = 0
+    """Episodes behind `best`."""
+    best_accuracy: float = -1.0
+    """Validation accuracy of `best` in percent."""
+    stale: int = 0
+    """Validations since then."""
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What to train, on which clips."""
+
+    features: Features
+    """Modality -> [clips, views, T, D]."""
+    labels: Tensor
+    """Class ids [clips]."""
+    train_ids: Sequence[int]
+    """Classes of the training episodes."""
+    val_ids: Sequence[int]
+    """Classes of the validation episodes; with fewer than two, training runs to its end without validation."""
+    class_names: Sequence[str]
+    """`class_names[i]` names class id i."""
+    method: Method
+    head: HeadConfig
+    config: TrainConfig
+
+    @property
+    def num_views(self) -> int:
+        """Stored views of each clip."""
+        return next(iter(self.features.values())).shape[1]
+
+
+def start_training(task: Task) -> Training:
+    """Fit the heads' start on the training classes; start and episodes have a generator each, both of the seed."""
+    for_start, for_episodes = (_generator(task.config.seed, stream) for stream in range(2))
+    model = fit_model(task.features, task.labels, task.train_ids, task.head, for_start)
+    optimizer = OPTIMIZERS[task.config.optimizer](list(model.parameters()), task.config.learning_rate)
+    return Training(model, optimizer, for_episodes, _weights(model))
+
+
+def train(task: Task, training: Training) -> Iterator[Record]:
+    """Go on with a training to its end, an interval at a time; the caller may save it between two records.
+
+    Yields:
+        The record of each interval, the start's first; they are in `training.log` too.
+
+    Raises:
+        UserError: If the episodes cannot be drawn.
+    """
+    sampler = EpisodeSampler(task.labels, task.train_ids, task.config.shape, task.class_names)
+    if not training.log:
+        training.log.append({"episodes": 0.0, **_validate(task, training)})
+        yield training.log[-1]
+    while training.episodes < task.config.episodes and training.stale < task.config.patience:
+        record = _train_interval(task, training, sampler)
+        training.log.append({"episodes": float(training.episodes), **record, **_validate(task, training)})
+        yield training.log[-1]
+    training.model.load_state_dict(training.best)
+
+
+def _train_interval(task: Task, training: Training, sampler: EpisodeSampler) -> Record:
+    """Train until the next multiple of the interval; the mean of what was seen."""
+    config = task.config
+    goal = min(config.episodes, (training.episodes // config.interval + 1) * config.interval)
+    steps = []
+    while training.episodes < goal:
+        batch = min(config.batch_episodes, goal - training.episodes)
+        steps.append(_step(task, training, sampler, batch))
+        training.episodes += batch
+    return {name: float(np.mean([step[name] for step in steps])) for name in steps[0]}
+
+
+def _step(task: Task, training: Training, sampler: EpisodeSampler, batch: int) -> Record:
+    model = training.model.train()
+    episodes = sampler.sample(batch, training.generator, task.num_views if task.num_views > 1 else None)
+    seen = observe(model.psi(task.features, episodes), task.config.shape.query_labels())
+    parts = objective(seen, model.modalities, task.method.objective)
+    drift = torch.stack([model.head(name).drift() for name in model.modalities]).sum()
+    training.optimizer.zero_grad()
+    (parts.total + task.config.hold * drift).backward()  # type: ignore[no-untyped-call]
+    training.optimizer.step()
+    return _describe(seen, parts, model.modalities, task.method)
+
+
+@torch.no_grad()
+def _describe(seen: Observation, parts: Objective, modalities: Sequence[str], method: Method) -> Record:
+    assert seen.labels is not None
+    right = seen.psi.argmin(-1).eq(seen.labels).float().mean((1, 2))
+    fused = fuse(seen, method.fusion)[0]
+    energies, shares = free_energy(seen).mean((1, 2)), parts.groups.float().mean((1, 2))
+    record = {
+        "loss": parts.total.item(),
+        "distillation": parts.distillation.sum().item(),
+        "accuracy": 100 * fused.argmax(-1).eq(seen.labels).float().mean().item(),
+    }
+    for m, name in enumerate(modalities):
+        record[f"cross-entropy/{name}"] = parts.cross_entropy[m].item()
+        record[f"accuracy/{name}"] = 100 * right[m].item()
+        record[f"free-energy/{name}"] = energies[m].item()
+        record[f"group/{name}"] = shares[m].item()
+    return record
+
+
+def _validate(task: Task, training: Training) -> Record:
+    """Accuracy on the validation classes, kept if it is the best; without them the newest weights are the best."""
+    model = training.model.eval()
+    if len(task.val_ids) < 2:
+        training.best, training.best_episodes = _weights(model), training.episodes
+        return {}
+    shape = task.config.shape
+    config = EvaluationConfig(
+        EpisodeShape(min(shape.way, len(task.val_ids)), shape.shot, shape.query),
+        task.config.validation_episodes,
+        fusion=task.method.fusion,
+    )
+    result = evaluate(
+        model.embed(task.features),
+        task.labels,
+        task.val_ids,
+        config,
+        temperatures=model.temperatures,
+        class_names=task.class_names,
+    )
+    if result.accuracy > training.best_accuracy:
+        training.best, training.best_episodes = _weights(model), training.episodes
+        training.best_accuracy, training.stale = result.accuracy, 0
+    else:
+        training.stale += 1
+    return {"validation": result.accuracy}
+
+
+def _weights(model: Model) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def _generator(seed: int, stream: int) -> torch.Generator:
+    state: Any = np.random.SeedSequence((seed, stream)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))

@@ -1,0 +1,89 @@
+"""`amfir eval`: few-shot accuracy on the novel classes of a split."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..console import json_option, print_json, print_table, resumable
+from .stage2 import episode_options
+
+if TYPE_CHECKING:
+    from ...meta.evaluate import Evaluation
+
+
+@click.command(name="eval")
+@episode_options
+@click.option("--run", "folder", metavar="DIR", type=click.Path(path_type=Path), help="What amfir train wrote.")
+@click.option("--method", help="Fuse like this method.  [default: the run's; untrained: protonet-lf]")
+@click.option("--episodes", default=10_000, show_default=True, help="Number of episodes.")
+@click.option("--fusion", help="Fusion to report as the accuracy.  [default: the method's]")
+@click.option("--criterion", default="free-energy", show_default=True, help="What the fusion `select` selects by.")
+@json_option
+def evaluate(cache: Path, split: str, folder: Path | None, as_json: bool, **settings: Any) -> None:
+    """Measure accuracy on episodes of the novel classes of a split of CACHE: each modality, and every fusion.
+
+    Without --run, nearest prototypes of the frozen features are measured, untrained.
+
+    \b
+    Examples:
+      amfir eval features --split random:0
+      amfir eval features --split random:0 --run run
+      amfir eval features --split hmdb51 --run run --shot 5 --query 1 --json
+    """
+    with resumable():
+        result = _run(cache, split, folder, **settings)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        _print(result)
+
+
+def _run(
+    cache: Path,
+    split_name: str,
+    folder: Path | None,
+    *,
+    streams: tuple[str, ...],
+    way: int,
+    shot: int,
+    query: int,
+    seed: int,
+    method: str | None,
+    episodes: int,
+    fusion: str | None,
+    criterion: str,
+) -> "Evaluation":
+    from ...meta.checkpoint import load_model
+    from ...meta.episodes import EpisodeShape
+    from ...meta.evaluate import EvaluationConfig
+    from ...meta.methods import load_method
+    from ..features import load_features
+    from ..runs import evaluate_run, evaluate_untrained
+    from ..splits import load_split
+
+    shape = EpisodeShape(way, shot, query)
+    chosen = load_method(method) if method else None
+    default = load_method("protonet-lf").fusion
+    if folder:
+        provenance = load_model(folder)[1]
+        default, streams = provenance["fusion"], streams or tuple(provenance["streams"])
+    fusion = fusion or (chosen.fusion if chosen else default)
+    config = EvaluationConfig(shape, episodes, seed, fusion, criterion)
+    data = load_features(cache, streams)
+    split = load_split(split_name, data.class_names)
+    return evaluate_run(data, split, folder, config) if folder else evaluate_untrained(data, split, config)
+
+
+def _print(result: "Evaluation") -> None:
+    shape = result.shape
+    click.echo(
+        f"{result.method}, {shape.way}-way {shape.shot}-shot, {result.episodes} episodes: "
+        f"{result.accuracy:.2f} +- {result.ci95:.2f} %  ({result.seconds:.1f} s)"
+    )
+    shares = [*result.modalities.items(), *((f"fused: {name}", share) for name, share in result.fusions.items())]
+    print_table(("", "accuracy", "95 %"), [(name, f"{mean:.2f}", f"+- {ci:.2f}") for name, (mean, ci) in shares])
+    if result.selection_accuracy:
+        click.echo("right modality picked, where exactly one is right:")
+        ordered = sorted(result.selection_accuracy.items(), key=lambda item: -item[1])
+        print_table(("criterion", "%"), [(name, f"{share:.1f}") for name, share in ordered])

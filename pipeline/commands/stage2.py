@@ -1,0 +1,32 @@
+"""Options that the commands of the second stage share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def parse_streams(context: click.Context, parameter: click.Parameter, text: str) -> tuple[str, ...]:
+    """Split a comma-separated list of stream names."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def episode_options(command: F) -> F:
+    """Cache, split, streams, and the shape of the episodes."""
+    options = (
+        click.argument("cache", type=click.Path(path_type=Path)),
+        click.option("--split", required=True, help="A TOML or CSV file, random:SEED, or a built-in split."),
+        click.option(
+            "--streams", default="", callback=parse_streams, help="Modalities to use.  [default: all of the cache]"
+        ),
+        click.option("--way", default=5, show_default=True, help="Classes of an episode."),
+        click.option("--shot", default=1, show_default=True, help="Support clips of each class."),
+        click.option("--query", default=5, show_default=True, help="Query clips of each class."),
+        click.option("--seed", default=0, show_default=True, help="Seed of everything random."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
