@@ -45,7 +45,9 @@ def untrained_temperatures(
     """
     shape = config.shape
     shape = type(shape)(min(shape.way, len(base_ids)), shape.shot, shape.query)
-    sampler = EpisodeSampler(labels, base_ids, shape, class_names)
-    scores = score_episodes(PrototypeScorer(embeddings), sampler, EvaluationConfig(shape, FIT_EPISODES, config.seed))
+    base = torch.isin(labels, torch.tensor(list(base_ids)))
+    sampler = EpisodeSampler(labels[base], base_ids, shape, class_names)
+    scorer = PrototypeScorer({name: values[base] for name, values in embeddings.items()})
+    scores = score_episodes(scorer, sampler, EvaluationConfig(shape, FIT_EPISODES, config.seed))
     answers = shape.query_labels()
     return {name: fit_temperature(psi, answers) for name, psi in zip(embeddings, scores.psi, strict=True)}

@@ -65,8 +65,9 @@ def _score_fold(task: Task, others: Sequence[int], fold: Sequence[int], shape: E
     training = start_training(part)
     for _ in train(part, training):
         pass
-    sampler = EpisodeSampler(task.labels, fold, shape, task.class_names)
-    scorer = PrototypeScorer(training.model.eval().embed(task.features))
+    clips = task.clips_of(fold)
+    sampler = EpisodeSampler(task.labels[clips], fold, shape, task.class_names)
+    scorer = PrototypeScorer(training.model.eval().embed(task.features, clips))
     return score_episodes(scorer, sampler, EvaluationConfig(shape, FOLD_EPISODES, task.config.seed))
 
 

@@ -78,7 +78,8 @@ def load_training(folder: Path, task: Task, provenance: Mapping[str, Any]) -> Tr
         UserError: If there is none, it is damaged, or it was started with other settings.
     """
     tensors, data = _read(folder, TRAINING)
-    before, now = _settings(data["provenance"]), _settings(provenance)
+    with _damage_is_one_line(folder, TRAINING):
+        before, now = _settings(data["provenance"]), _settings(provenance)
     if different := [name for name in {**now, **before} if before.get(name) != now.get(name)]:
         name = different[0]
         raise UserError(

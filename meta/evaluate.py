@@ -7,7 +7,6 @@ however the blocks are spread over processes, the numbers are the same to the la
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +18,7 @@ from .active import CRITERIA, FUSIONS, Observation, fuse, observe, unreliability
 from .belief import Belief
 from .episodes import Episodes, EpisodeSampler, EpisodeShape
 from .prototypes import PrototypeScorer, Scorer, Scores
+from .threads import one_thread
 
 BLOCK_EPISODES = 250
 """Episodes that share a generator. Part of what a seed means: another value, other episodes."""
@@ -172,7 +172,7 @@ def count_blocks(
     """Count right predictions in some blocks of an evaluation; arguments as `observations` and `evaluate` have them."""
     labels = config.shape.query_labels()
     chunks = observations(scorer, sampler, config, blocks, belief=belief, max_values=max_values)
-    with _one_thread():
+    with one_thread():
         return join([_count(seen, labels, scorer.modalities, config) for _, seen in chunks])
 
 
@@ -205,7 +205,7 @@ def observations(
 
 def score_episodes(scorer: Scorer, sampler: EpisodeSampler, config: EvaluationConfig) -> Scores:
     """All distances of an evaluation's episodes in one piece: what temperatures and beliefs are fitted on."""
-    with _one_thread():
+    with one_thread():
         parts = [scores for _, scores in _score(scorer, sampler, config, range(config.num_blocks), MAX_VALUES)]
     return Scores(torch.cat([part.psi for part in parts], 1), torch.cat([part.centre for part in parts], 1))
 
@@ -228,17 +228,6 @@ def draw_block(sampler: EpisodeSampler, config: EvaluationConfig, block: int) ->
     state = np.random.SeedSequence((config.seed, block)).generate_state(1, np.uint64)
     generator = torch.Generator().manual_seed(int(state[0]))
     return sampler.sample(BLOCK_EPISODES, generator)[: config.episodes - block * BLOCK_EPISODES]
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """These operations are so small that a second thread gains nothing, and on a busy machine waits up to 50 times."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _count(seen: Observation, labels: Tensor, modalities: Sequence[str], config: EvaluationConfig) -> Counts:

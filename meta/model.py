@@ -66,15 +66,17 @@ class Model(nn.Module):
         embedded = head(clips.to(head.weight.device, torch.float32))
         return distances(embedded[query], class_prototypes(embedded[support])) * head.log_temperature.exp()
 
-    def embed(self, features: Features) -> dict[str, Tensor]:
-        """Embed view 0 of every clip once: modality -> [clips, d] on the CPU.
+    def embed(self, features: Features, clips: Tensor | None = None) -> dict[str, Tensor]:
+        """Embed view 0 of every clip, or of the clips with these indices, once: modality -> [clips, d] on the CPU.
 
         Raises:
             UserError: If the features' modalities or widths are not the model's.
         """
         self.check(features)
         device = next(self.parameters()).device
-        return {name: encode_clips(features[name], self.head(name), device=device) for name in self.modalities}
+        return {
+            name: encode_clips(features[name], self.head(name), clips=clips, device=device) for name in self.modalities
+        }
 
     def check(self, features: Features) -> None:
         """Refuse features of other modalities or widths.

@@ -19,6 +19,7 @@ from ..meta.heads import HeadConfig
 from ..meta.model import Model, fit_model
 from ..meta.prototypes import PrototypeScorer
 from ..meta.reference import evaluate_loop
+from ..meta.threads import one_thread
 from .datasets import list_clips
 from .synth import generate
 
@@ -71,12 +72,13 @@ class EvalBench:
     """Of the plain loop, the first so many of the same episodes."""
 
 
+@one_thread()
 def bench_eval(sizes: EvalBench, config: EvaluationConfig) -> dict[str, Any]:
     """Evaluate AMFIR on random features, batched and by a loop over episodes, and compare predictions.
 
     Returns:
         episodes, seconds, loop_episodes, loop_seconds, speedup (episodes per second, batched / loop; encoding every
-        clip is counted on both sides), different (predictions that differ though no tie).
+        clip is counted on both sides, one thread on both), different (predictions that differ though no tie).
     """
     features, labels = _random_features(sizes)
     class_ids = list(range(sizes.classes))

@@ -18,6 +18,7 @@ from ..meta.evaluate import Evaluation, EvaluationConfig, evaluate
 from ..meta.heads import HeadConfig
 from ..meta.methods import Method
 from ..meta.objective import objective
+from ..meta.threads import one_thread
 from ..meta.train import Record, Task, TrainConfig, Training, start_training, train
 from .features import FeatureSet, require_disjoint, require_specs
 from .plots import plot_curves
@@ -27,6 +28,7 @@ Progress = Callable[[int, int, str], None]
 """Called with the episodes trained, their greatest number, and a note."""
 
 
+@one_thread()
 def train_run(
     data: FeatureSet,
     split: ClassSplit,
@@ -75,6 +77,7 @@ def train_run(
     return training
 
 
+@one_thread()
 def evaluate_run(data: FeatureSet, split: ClassSplit, folder: Path, config: EvaluationConfig) -> Evaluation:
     """Evaluate a run's model on the split's test classes.
 
@@ -96,6 +99,7 @@ def evaluate_run(data: FeatureSet, split: ClassSplit, folder: Path, config: Eval
     )
 
 
+@one_thread()
 def evaluate_untrained(data: FeatureSet, split: ClassSplit, config: EvaluationConfig) -> Evaluation:
     """Evaluate nearest prototypes of the frozen features, standardised and tempered on the base classes."""
     base = data.ids((*split.train, *split.val))

@@ -15,10 +15,10 @@ from .stage2 import episode_options
 @episode_options
 @click.option("--run", "folder", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Where it goes.")
 @click.option("--method", default="amfir", show_default=True, help="amfir, amfar or protonet-lf.")
-@click.option("--episodes", default=2000, show_default=True, help="Training episodes at most.")
+@click.option("--episodes", type=click.IntRange(1), default=2000, show_default=True, help="Training episodes at most.")
 @click.option("--optimizer", default="adamw", show_default=True, help="adamw, or the papers' sgd.")
 @click.option("--learning-rate", default=1e-4, show_default=True, help="Step size.")
-@click.option("--hold", default=1.0, show_default=True, help="How firmly the heads are held to their start.")
+@click.option("--hold", default=1e4, show_default=True, help="How firmly the heads are held to their start.")
 @click.option("--criterion", help="Criterion of ASI for the groups.  [default: the method's]")
 @click.option("--strategy", help="mutual, none or MODALITY-teacher.  [default: the method's]")
 @click.option("--fusion", help="Fusion that validation looks at.  [default: the method's]")
