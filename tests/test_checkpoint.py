@@ -82,7 +82,7 @@ def test_files_are_tensors_and_json_and_old_ones_go(tmp_path: Path) -> None:
         if path.suffix == ".json":
             json.loads(path.read_text(encoding="utf-8"))
         else:
-            with safe_open(path, "pt") as opened:  # type: ignore[no-untyped-call]
+            with safe_open(path, "pt") as opened:
                 assert "heads.rgb.weight" in " ".join(opened.keys())
     assert load_model(tmp_path)[1] == {"seed": 2}
 

@@ -176,11 +176,13 @@ def test_degenerate_clips_give_finite_embeddings_and_gradients(case: str, dim: i
         "0.1 everywhere": (torch.full((6, 3, 5), 0.1), torch.arange(6) // 3),
     }[case]
     head = fit_head(features, labels, HeadConfig(dim=dim), make())
+    features = features.clone().requires_grad_()
     embedded = head(features)
     (embedded @ torch.arange(dim, dtype=torch.float32)).sum().backward()
     assert embedded.isfinite().all()
-    assert head.weight.grad is not None
-    assert head.weight.grad.isfinite().all()
+    for values in (head.weight, features):
+        assert values.grad is not None
+        assert values.grad.isfinite().all()
 
 
 def test_without_scatter_inside_classes_the_start_is_the_identity() -> None:
