@@ -263,6 +263,7 @@ def test_the_fusion_that_validation_looked_at_is_reported_later(root: Path, tmp_
         (("--query", "0"), "query is 0; an episode needs at least 1; raise --query"),
         (("--query", "-5"), "query is -5"),
         (("--episodes", "-1"), "episodes is -1"),
+        (("--episodes", "0"), "episodes is 0"),
         (("--seed", "-1"), "seed is -1"),
         (("--way", "x"), "'x' is not a valid integer"),
         (("--way", "6"), "way is 6, but there are 5 classes to draw from; lower --way"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ...cache.errors import UserError, pick
 from ..console import json_option, print_json, resumable
 from .stage2 import episode_options
 
@@ -15,7 +16,7 @@ from .stage2 import episode_options
 @episode_options
 @click.option("--run", "folder", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Where it goes.")
 @click.option("--method", default="amfir", show_default=True, help="amfir, amfar or protonet-lf.")
-@click.option("--episodes", type=click.IntRange(1), default=2000, show_default=True, help="Training episodes at most.")
+@click.option("--episodes", default=2000, show_default=True, help="Training episodes at most.")
 @click.option("--optimizer", default="adamw", show_default=True, help="adamw, or the papers' sgd.")
 @click.option("--learning-rate", default=1e-4, show_default=True, help="Step size.")
 @click.option("--hold", default=1e4, show_default=True, help="How firmly the heads are held to their start.")
@@ -69,7 +70,6 @@ def _run(
     fusion: str | None,
     resume: bool,
 ) -> dict[str, Any]:
-    from ...cache.errors import pick
     from ...meta.active import FUSIONS
     from ...meta.episodes import EpisodeShape
     from ...meta.methods import load_method
@@ -79,6 +79,8 @@ def _run(
     from ..runs import train_run
     from ..splits import load_split
 
+    if episodes < 1:
+        raise UserError(f"episodes is {episodes}; training needs at least 1; raise --episodes")
     started = time.perf_counter()
     config = TrainConfig(
         EpisodeShape(way, shot, query), episodes, optimizer=optimizer, learning_rate=learning_rate, hold=hold, seed=seed
