@@ -20,7 +20,7 @@ def bench() -> None:
 
 @bench.command()
 @click.argument("videos", required=False, type=click.Path(exists=True, path_type=Path))
-@click.option("--clips", default=48, show_default=True, help="Clips to extract.")
+@click.option("--clips", default=240, show_default=True, help="Clips to extract.")
 @click.option("--size", default=160, show_default=True, help="Side of the networks' input in pixels.")
 @click.option("--workers", type=int, metavar="N", help="Decoder processes.  [default: one a core]")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 ... or auto.")
