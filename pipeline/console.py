@@ -22,6 +22,11 @@ ARGUMENTS_KEY = "amfir.arguments"
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 
 
+def parse_streams(context: click.Context, parameter: click.Parameter, text: str) -> tuple[str, ...]:
+    """Split a comma-separated list of stream names."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 def print_json(value: Any) -> None:
     """Print one JSON object; names that are no UTF-8 appear as escapes."""
     click.echo(json.dumps(value, indent=2))

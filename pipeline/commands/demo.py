@@ -26,7 +26,7 @@ def demo(out: Path, as_json: bool) -> None:
     \b
     Examples:
       amfir demo
-      amfir demo --out /tmp/demo --json
+      amfir demo --out demo --json
     """
     with resumable():
         result = _run(out)

@@ -8,7 +8,7 @@ import click
 from ...cache.errors import UserError
 from ...extract.config import FITS, ExtractConfig
 from ...extract.reasons import REASONS
-from ..console import EXIT_PARTIAL, json_option, print_json, resumable, say
+from ..console import EXIT_PARTIAL, json_option, parse_streams, print_json, resumable, say
 
 if TYPE_CHECKING:
     from ...extract.report import ExtractReport, Progress
@@ -18,15 +18,11 @@ _DEFAULT = ExtractConfig()
 _file = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-def _parse_streams(context: click.Context, parameter: click.Parameter, text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
 @click.command()
 @click.argument("videos", type=click.Path(path_type=Path))
 @click.option("--cache", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Where the features go.")
 @click.option(
-    "--streams", default=",".join(_DEFAULT.streams), show_default=True, callback=_parse_streams, help="Modalities."
+    "--streams", default=",".join(_DEFAULT.streams), show_default=True, callback=parse_streams, help="Modalities."
 )
 @click.option("--rgb", default=_DEFAULT.rgb, show_default=True, metavar="NAME", help="Backbone of the RGB stream.")
 @click.option("--flow", default=_DEFAULT.flow, show_default=True, metavar="NAME", help="Backbone of the flow stream.")

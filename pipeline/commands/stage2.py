@@ -6,12 +6,9 @@ from typing import Any, TypeVar
 
 import click
 
+from ..console import parse_streams
+
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-def parse_streams(context: click.Context, parameter: click.Parameter, text: str) -> tuple[str, ...]:
-    """Split a comma-separated list of stream names."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def episode_options(command: F) -> F:
