@@ -53,7 +53,7 @@ def new_file(path: Path) -> Iterator[Path]:
         with file_errors(path.parent):
             yield temporary
             _commit(temporary, path)
-    except BaseException:
+    except BaseException:  # whatever ends it, Ctrl-C too, leaves no half-written file
         with suppress(OSError):
             if not path.exists():
                 sidecar_path(path).unlink(missing_ok=True)

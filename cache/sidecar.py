@@ -146,7 +146,7 @@ def write_json(path: Path, data: object) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.rename(temporary, path)
-    except BaseException:
+    except BaseException:  # whatever ends it, Ctrl-C too, leaves no half-written file
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise

@@ -146,5 +146,5 @@ class Lanes(Generic[Slot]):
                     stream, batch = item
                     features = self._networks[stream].run(batch.images)
                     self._deliver(stream, batch.slots, features[: len(batch.slots)])
-        except BaseException as error:
+        except BaseException as error:  # raised again on the job's thread
             self._alarm.ring(error)

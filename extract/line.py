@@ -55,7 +55,7 @@ def run_line(
                 _submit(decoded, networks, lanes)
             progress(tally.progress())
         lanes.finish()
-    except BaseException as error:
+    except BaseException as error:  # the lanes and the writer have to end whatever it is, Ctrl-C too
         alarm.ring(error)
         raise
     finally:

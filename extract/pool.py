@@ -43,7 +43,7 @@ class DecoderPool:
         try:
             for _ in range(workers):
                 self._workers.append(_Worker())
-        except BaseException:
+        except BaseException:  # no worker may be left behind, whatever it is
             self.close()
             raise
 

@@ -83,7 +83,7 @@ class RowWriter:
                 for writer in self._writers.values():
                     stack.enter_context(writer)
                 self._write_all()
-        except BaseException as error:
+        except BaseException as error:  # raised again on the job's thread
             self._alarm.ring(error)
 
     def _write_all(self) -> None:
