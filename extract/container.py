@@ -1,11 +1,7 @@
-"""Opening of a video file, such that no other file is ever opened with it."""
+"""Opening of a video container, such that no other file is ever opened with it."""
 
-import errno
-import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 import av
@@ -13,6 +9,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
+from .hwaccel import hardware
 from .reasons import DecodeError
 
 VIDEO_FORMATS = (
@@ -29,40 +26,13 @@ MAX_PIXELS = 1 << 26
 """Largest frame decoded, in pixels: twice an 8K frame."""
 
 
-MISSING_ERRORS = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
-
-
 @contextmanager
-def open_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a regular file that is not empty.
-
-    The decoder gets this file object and never the name. So any name is legal (`a:b.mp4`, a line break, bytes that
-    are not UTF-8), none is taken for a protocol, a pattern or an option, and the content alone decides the format.
-
-    Raises:
-        DecodeError: "missing", "not-a-file", "unreadable" or "empty-file".
-    """
-    try:
-        # Before opening: opening a pipe would wait for a writer for ever.
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise DecodeError("not-a-file", f"{_kind(status.st_mode)}, not a regular file")
-        if status.st_size == 0:
-            raise DecodeError("empty-file", "the file has 0 bytes")
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except ValueError as error:  # a NUL in the name
-        raise DecodeError("missing", str(error)) from error
-    except OSError as error:
-        reason = "missing" if error.errno in MISSING_ERRORS else "unreadable"
-        raise DecodeError(reason, error.strerror or str(error)) from error
-    # Opened by its descriptor, the file object has no name that the decoder could look at.
-    with open(descriptor, "rb", buffering=0) as file:
-        yield file
-
-
-@contextmanager
-def open_video(file: BinaryIO) -> Iterator[tuple[InputContainer, VideoStream]]:
+def open_video(file: BinaryIO, hwaccel: str = "none") -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open the container in a file and its first real video stream, ready to be decoded on one thread.
+
+    Args:
+        file: Seekable, read as the container needs it.
+        hwaccel: Hardware that decodes where it can; a name in `HWACCELS`.
 
     Raises:
         DecodeError: "unknown-format", "forbidden-format", "no-video", "still-image", "unknown-codec", "too-large" or
@@ -81,6 +51,7 @@ def open_video(file: BinaryIO) -> Iterator[tuple[InputContainer, VideoStream]]:
             options={"max_pixels": str(MAX_PIXELS)},
             io_open=_refuse,
             metadata_errors="ignore",
+            hwaccel=hardware(hwaccel),
         )
     except (av.error.ArgumentError, av.error.PermissionError) as error:
         raise DecodeError("forbidden-format", "the container format is not on the list of those opened") from error
@@ -115,9 +86,3 @@ def _video_stream(container: InputContainer) -> VideoStream:
 def _refuse(url: str, flags: int, options: dict[str, str]) -> NoReturn:
     """Refuse to open what a container refers to."""
     raise DecodeError("forbidden-format", "the container refers to another file")
-
-
-def _kind(mode: int) -> str:
-    """Name what is not a regular file."""
-    kinds = [(stat.S_ISDIR, "a directory"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket")]
-    return next((name for test, name in kinds if test(mode)), "a device")

@@ -7,8 +7,8 @@ stream cut between two packets, which is a whole one, and codecs like VP8 that d
 """
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,71 +17,65 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from .container import open_file, open_video
+from .container import open_video
 from .reasons import REASONS, DecodeError
-from .reduce import Collector, Sampled
+from .reduce import Collector, Sampled, Want
 from .sampling import Sampling
 from .scan import PacketIndex, scan_packets
+from .source import open_clip
 from .truncation import declared_size
 
-__all__ = ["REASONS", "DecodeError", "Sampled", "decode_clip"]
+__all__ = ["REASONS", "DecodeError", "Sampled", "Want", "decode_clip"]
 
 
 def decode_clip(
-    path: Path, sampling: Sampling, *, clip_id: str, rgb_short_side: int | None, grey_short_side: int | None
+    path: Path | str,
+    sampling: Sampling,
+    wants: Mapping[str, Want],
+    *,
+    clip_id: str,
+    span: tuple[int, int] | None = None,
+    hwaccel: str = "none",
 ) -> Sampled:
     """Decode the sampled frames of a clip.
 
     Args:
-        path: The video file.
-        sampling: Which frames.
+        path: The video file; as a `str`, a URL that fsspec opens.
+        sampling: Features and views.
+        wants: Stream -> what it takes; at least one.
         clip_id: The clip's identity, on which its random views depend.
-        rgb_short_side: Short side of the images in pixels; None for no images.
-        grey_short_side: Short side of the grey pairs in pixels; None for no pairs.
+        span: Offset and length in bytes of a video within an uncompressed tar; None for a file of its own.
+        hwaccel: Hardware that decodes where it can; a name in `HWACCELS`.
 
     Returns:
-        Images, pairs and time stamps. `pairs` is None in a clip of one frame, if images were asked for too.
+        Frames and time stamps. Streams of pairs are missing in a clip of one frame, if others were asked for too.
 
     Raises:
         DecodeError: With a key of `REASONS` other than "timeout" and "decoder-died".
     """
-    with open_file(path) as file:
+    with open_clip(path, span) as file:
         try:
-            return _decode_file(file, _Wanted(sampling, clip_id, rgb_short_side, grey_short_side))
+            return _decode_file(file, hwaccel, partial(Collector, sampling, clip_id, wants))
         except av.error.FFmpegError as error:
             raise DecodeError("damaged", f"decoding failed ({error.strerror})") from error
         except OSError as error:
             raise DecodeError("unreadable", error.strerror or str(error)) from error
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """What `decode_clip` was asked for."""
-
-    sampling: Sampling
-    clip_id: str
-    rgb_short_side: int | None
-    grey_short_side: int | None
-
-    def collector(self, num_frames: int, rate: float) -> Collector:
-        """Return the empty vessel for a clip of so many frames."""
-        return Collector(self.sampling, self.clip_id, self.rgb_short_side, self.grey_short_side, num_frames, rate)
-
-
-def _decode_file(file: BinaryIO, wanted: _Wanted) -> Sampled:
+def _decode_file(file: BinaryIO, hwaccel: str, new_collector: Callable[[int, float], Collector]) -> Sampled:
     """Count, choose positions, decode; decode all if the quick way does not hold what the packets promised."""
     with open_video(file) as (container, stream):
         index = scan_packets(container, stream)
         promised, rate = stream.frames, float(stream.average_rate or 0)
     _refuse_cut_file(file, index, promised)
     if index.seekable:
-        collector = wanted.collector(index.num_frames, rate)
-        if _collect_by_seeking(file, index, collector):
+        collector = new_collector(index.num_frames, rate)
+        if _collect_by_seeking(file, hwaccel, index, collector):
             return collector.result()
     num_frames = index.num_frames
     for _ in range(2):
-        collector = wanted.collector(max(num_frames, 1), rate)
-        decoded = _collect_in_sequence(file, collector)
+        collector = new_collector(max(num_frames, 1), rate)
+        decoded = _collect_in_sequence(file, hwaccel, collector)
         if decoded == num_frames:
             return collector.result()
         # Some packets hold no frame, or two: draw the positions again, from the count that decoding gave.
@@ -100,7 +94,7 @@ def _refuse_cut_file(file: BinaryIO, index: PacketIndex, promised: int) -> None:
         raise DecodeError("no-frames", f"the video stream is empty; its header promises {promised} frames")
 
 
-def _collect_by_seeking(file: BinaryIO, index: PacketIndex, collector: Collector) -> bool:
+def _collect_by_seeking(file: BinaryIO, hwaccel: str, index: PacketIndex, collector: Collector) -> bool:
     """Decode from key frame to key frame to the wanted frames.
 
     Returns:
@@ -108,7 +102,7 @@ def _collect_by_seeking(file: BinaryIO, index: PacketIndex, collector: Collector
         has the last word.
     """
     try:
-        with open_video(file) as (container, stream):
+        with open_video(file, hwaccel) as (container, stream):
             for position, frame in _sought_frames(container, stream, index, collector.wanted):
                 collector.add(position, frame)
     except (_NotFoundError, av.error.FFmpegError):
@@ -116,7 +110,7 @@ def _collect_by_seeking(file: BinaryIO, index: PacketIndex, collector: Collector
     return True
 
 
-def _collect_in_sequence(file: BinaryIO, collector: Collector) -> int:
+def _collect_in_sequence(file: BinaryIO, hwaccel: str, collector: Collector) -> int:
     """Decode the whole clip and return the number of its frames.
 
     Raises:
@@ -124,7 +118,7 @@ def _collect_in_sequence(file: BinaryIO, collector: Collector) -> int:
     """
     num_frames = 0
     wanted = set(collector.wanted)
-    with open_video(file) as (container, stream):
+    with open_video(file, hwaccel) as (container, stream):
         for frame in container.decode(stream):
             if frame.is_corrupt:
                 raise DecodeError("damaged", f"frame {num_frames} is broken")
@@ -168,4 +162,4 @@ def _sought_frames(
 
 def _size(file: BinaryIO) -> int:
     """Return the size of an open file in bytes."""
-    return os.fstat(file.fileno()).st_size
+    return file.seek(0, os.SEEK_END)

@@ -1,9 +1,9 @@
 """Why a clip gives no features: a fixed list of reason codes."""
 
 REASONS: dict[str, str] = {
-    "missing": "There is no file of this name, or a symbolic link leads nowhere; restore it or take it off the list.",
+    "missing": "There is no file of this name or address, or a link leads nowhere; restore it or take it off the list.",
     "not-a-file": "The name is a directory, a pipe or a device; put a video file there.",
-    "unreadable": "The system refuses to open or read the file; check its permissions and the disk.",
+    "unreadable": "The system or the server refuses to open or read the file; check permissions, disk and network.",
     "empty-file": "The file has no bytes; copy or download it again.",
     "unknown-format": "The content is no video container, or its header is missing; copy or download it again.",
     "forbidden-format": "The container is not on the list of those opened, because some of them make the decoder open "
@@ -14,7 +14,7 @@ REASONS: dict[str, str] = {
     "no-frames": "The container is in order but not one frame decodes; copy or download it again.",
     "single-frame": "Flow needs two frames and the clip has one; take it off the list of the flow stream.",
     "too-large": "A frame has more pixels than are decoded; scale the clip down.",
-    "damaged": "The file is cut off, or frames in it are broken; copy or download it again.",
+    "damaged": "The file, or the shard it lies in, is cut off, or frames in it are broken; copy or download it again.",
     "timeout": "Decoding took longer than allowed and was stopped; raise the limit, or shorten the clip.",
     "decoder-error": "Decoding met an error of its own; report it with the message, or convert the clip.",
     "decoder-died": "The decoding process crashed on this clip; convert it, or take it off the list.",

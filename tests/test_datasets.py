@@ -1,10 +1,14 @@
 import os
+import tracemalloc
+from array import array
 from pathlib import Path
 
 import pytest
 
 from amfir.cache.errors import UserError
-from amfir.pipeline.datasets import csv_split, list_clips
+from amfir.extract.clips import Clip
+from amfir.pipeline.datasets import csv_split, list_clips, open_source
+from amfir.pipeline.repeats import first_repeat
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -58,7 +62,7 @@ def test_names_with_newlines_quotes_unicode_and_broken_utf8_survive(tmp_path: Pa
     touch(tmp_path, *(f"class\n1/{name}" for name in names))
     clips = list_clips(tmp_path)
     assert sorted(clip.id for clip in clips) == sorted(f"class\n1/{name}" for name in names)
-    assert all(clip.path.read_bytes() == b"x" and clip.label == "class\n1" for clip in clips)
+    assert all(Path(clip.path).read_bytes() == b"x" and clip.label == "class\n1" for clip in clips)
 
 
 def test_links_are_followed_dangling_ones_are_kept_and_loops_end(tmp_path: Path) -> None:
@@ -67,6 +71,12 @@ def test_links_are_followed_dangling_ones_are_kept_and_loops_end(tmp_path: Path)
     (tmp_path / "data/run/again").symlink_to(tmp_path / "data")
     (tmp_path / "data/run/dangling.mp4").symlink_to(tmp_path / "nowhere.mp4")
     assert [clip.id for clip in list_clips(tmp_path / "data")] == ["jump/c.mp4", "run/a.mp4", "run/dangling.mp4"]
+
+
+def test_a_link_to_itself_stays_a_candidate_so_that_it_is_reported(tmp_path: Path) -> None:
+    touch(tmp_path, "run/a.mp4")
+    (tmp_path / "run/circle.mp4").symlink_to("circle.mp4")
+    assert [clip.id for clip in list_clips(tmp_path)] == ["run/a.mp4", "run/circle.mp4"]
 
 
 def test_a_pipe_stays_a_candidate_so_that_it_is_reported(tmp_path: Path) -> None:
@@ -110,7 +120,7 @@ def test_a_csv_gives_normalised_ids_relative_to_its_folder(tmp_path: Path) -> No
     clips = {clip.id: clip for clip in list_clips(source)}
     assert list(clips) == sorted(clips) == [str(far), "v/a,1.mp4", "v/b.mp4"]
     assert {clip.id: clip.label for clip in clips.values()} == {str(far): "run", "v/a,1.mp4": "walk", "v/b.mp4": "run"}
-    assert all(clip.path.read_bytes() == b"x" for clip in clips.values())
+    assert all(Path(clip.path).read_bytes() == b"x" for clip in clips.values())
 
 
 def test_a_csv_may_have_a_byte_order_mark_other_columns_and_broken_utf8_names(tmp_path: Path) -> None:
@@ -169,3 +179,74 @@ def test_a_split_column_that_divides_a_class_or_names_another_part_is_refused(tm
         csv_split(write_csv(tmp_path, "path,label,split", "a,run,train", "b,run,test"))
     with pytest.raises(UserError, match=r"unknown split 'dev'; line 2 of .*; write train, val or test"):
         csv_split(write_csv(tmp_path, "path,label,split", "a,run,dev"))
+
+
+def test_a_folder_is_listed_in_the_order_of_the_ids_without_sorting_them(tmp_path: Path) -> None:
+    names = ["a/b/x.mp4", "a/b.mp4", "a/b-c/x.mp4", "a.b/x.mp4", "a-b/x.mp4", "a/b0/x.mp4", "Z/\u00e9.mp4", "Z/e.mp4"]
+    touch(tmp_path, *names)
+    assert [clip.id for clip in open_source(tmp_path)] == sorted(names)
+
+
+def test_a_source_can_be_iterated_again_and_sees_each_folder_as_it_is_then(tmp_path: Path) -> None:
+    touch(tmp_path, "run/a.mp4", "walk/b.mp4")
+    source = open_source(str(tmp_path))
+    assert list(source) == list(source)
+    first = iter(source)
+    assert next(first).id == "run/a.mp4"
+    touch(tmp_path, "walk/c.mp4")  # not read yet: one folder is listed at a time
+    assert [clip.id for clip in first] == ["walk/b.mp4", "walk/c.mp4"]
+
+
+def test_a_csv_is_read_row_by_row_in_its_order(tmp_path: Path) -> None:
+    touch(tmp_path, "b.mp4", "a.mp4")
+    source = open_source(write_csv(tmp_path, "path,label", "b.mp4,run", "a.mp4,walk", "bad"))
+    clips = iter(source)
+    assert [next(clips).id, next(clips).id] == ["b.mp4", "a.mp4"]
+    with pytest.raises(UserError, match="line 4"):
+        next(clips)
+
+
+def test_a_csv_is_checked_as_a_whole_once(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4", "b.mp4")
+    source = open_source(write_csv(tmp_path, "path,label", "a.mp4,run", "b.mp4,run"))
+    (tmp_path / "b.mp4").unlink()
+    with pytest.raises(UserError, match="1 of 2 files are missing"):
+        list(source)
+    touch(tmp_path, "b.mp4")
+    clips = list(source)
+    (tmp_path / "b.mp4").unlink()
+    assert list(source) == clips
+
+
+def test_a_long_csv_takes_eight_bytes_a_row(tmp_path: Path) -> None:
+    source = open_source(write_csv(tmp_path, "path,label", *(f"memory://{i}.mp4,run" for i in range(40_000))))
+    next(iter(source))
+    tracemalloc.start()
+    assert sum(1 for _ in source) == 40_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # 0.32 MB of hashes, twice while they are sorted, and while the array grows; as a list of ids it were 4 MB.
+    assert peak < 1_500_000
+
+
+def test_ids_that_share_a_hash_by_chance_are_not_refused() -> None:
+    hashes = array("q", [hash("a"), hash("b"), hash("b")])
+    assert first_repeat(hashes, lambda: [("a", 1), ("b", 2), ("c", 3)]) is None
+    assert first_repeat(hashes, lambda: [("a", 1), ("b", 2), ("a", 3), ("b", 4)]) == ("b", 2, 4)
+
+
+def test_local_names_that_look_like_urls_stay_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "odd:/run/a.mp4", "clips/b.mp4")
+    monkeypatch.chdir(tmp_path)
+    assert [clip.path for clip in open_source("odd://")] == [tmp_path / "odd:/run/a.mp4"]
+    assert [clip.path for clip in open_source(f"file://{tmp_path}/odd:")] == [tmp_path / "odd:/run/a.mp4"]
+    source = write_csv(tmp_path, "path,label", f"file://{tmp_path}/clips/b.mp4,run", "odd://run/a.mp4,run")
+    assert list_clips(source) == [
+        Clip(f"{tmp_path}/clips/b.mp4", f"{tmp_path}/clips/b.mp4", "run"),
+        Clip("odd:/run/a.mp4", f"{tmp_path}/odd:/run/a.mp4", "run"),
+    ]
+
+
+def test_a_scheme_that_nothing_opens_is_named() -> None:
+    with pytest.raises(UserError, match=r"no such data set: 's4://b/v', and s4:// is no scheme .*; name a folder"):
+        open_source("s4://b/v")

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from amfir.extract import decode as decoding
-from amfir.extract.decode import DecodeError, Sampled, decode_clip
+from amfir.extract.decode import DecodeError, Sampled, Want, decode_clip
 from amfir.extract.sampling import Sampling, frame_positions, successors
 from amfir.extract.scan import PacketIndex, scan_packets
 
@@ -21,7 +21,8 @@ SAMPLING = Sampling(frames=8, views=3)
 
 
 def decode(path: Path, sampling: Sampling = SAMPLING, colour: int | None = 48, grey: int | None = None) -> Sampled:
-    return decode_clip(path, sampling, clip_id="x", rgb_short_side=colour, grey_short_side=grey)
+    wants = {"rgb": colour and Want(colour), "flow": grey and Want(grey, pairs=True)}
+    return decode_clip(path, sampling, {name: want for name, want in wants.items() if want}, clip_id="x")
 
 
 def all_frames(path: Path) -> list[tuple[NDArray[np.uint8], float | None]]:
@@ -97,17 +98,15 @@ def check_against_full_decoding(path: Path, num_frames: int) -> None:
     sampled = decode(path, grey=48)
     positions = frame_positions(num_frames, SAMPLING, "x")
     assert sampled.num_frames == num_frames
-    assert sampled.images is not None
-    assert sampled.pairs is not None
-    assert sampled.images.shape == (3, 8, 48, 64, 3)
-    assert sampled.pairs.shape == (3, 8, 2, 48, 64)
+    assert sampled.arrays["rgb"].shape == (3, 8, 48, 64, 3)
+    assert sampled.arrays["flow"].shape == (3, 8, 2, 48, 64)
     firsts, seconds = successors(positions, num_frames)
     for at in np.ndindex(positions.shape):
-        assert np.array_equal(sampled.images[at], frames[positions[at]][0])
-        for grey, position in zip(sampled.pairs[at], (firsts[at], seconds[at]), strict=True):
+        assert np.array_equal(sampled.arrays["rgb"][at], frames[positions[at]][0])
+        for grey, position in zip(sampled.arrays["flow"][at], (firsts[at], seconds[at]), strict=True):
             assert np.array_equal(grey, cv2.cvtColor(frames[position][0], cv2.COLOR_RGB2GRAY))
         time = frames[positions[at]][1]
-        assert sampled.times[at] == pytest.approx(positions[at] / 25 if time is None else time)
+        assert sampled.times["rgb"][at] == pytest.approx(positions[at] / 25 if time is None else time)
 
 
 def test_seeking_decodes_few_frames(make_clip: MakeClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,16 +166,15 @@ def test_positions_come_from_the_frames_that_decode(make_clip: MakeClip, tmp_pat
     assert (len(packets), len(frames)) == (50, 40)
     sampled = decode(tmp_path / "cut.ts", Sampling(frames=8))
     assert sampled.num_frames == 40
-    assert sampled.images is not None
     expected = [frames[position][0] for position in frame_positions(40, Sampling(frames=8), "x")[0]]
-    assert np.array_equal(sampled.images[0], expected)
+    assert np.array_equal(sampled.arrays["rgb"][0], expected)
     assert passes == ["sequence", "sequence"]
 
 
 def test_time_stamps_are_those_of_a_variable_rate(make_clip: MakeClip, tmp_path: Path) -> None:
     times = [0.0, 0.1, 0.15, 0.5, 0.9, 1.0, 2.0, 2.04]
     path = make_clip(tmp_path / "a.mp4", num_frames=8, times=times)
-    assert decode(path, Sampling(frames=8)).times[0] == pytest.approx(times, abs=1e-4)
+    assert decode(path, Sampling(frames=8)).times["rgb"][0] == pytest.approx(times, abs=1e-4)
 
 
 @pytest.mark.parametrize("rotation", [0, 90, 180, 270])
@@ -187,8 +185,7 @@ def test_rotation_is_applied_as_opencv_does(make_clip: MakeClip, tmp_path: Path,
     capture = cv2.VideoCapture(str(path))
     _, expected = capture.read()
     capture.release()
-    assert sampled.images is not None
-    image = sampled.images[0, 0]
+    image = sampled.arrays["rgb"][0, 0]
     assert image.shape == ((48, 64, 3) if rotation % 180 == 0 else (64, 48, 3))
     assert np.abs(image - expected[..., ::-1].astype(float)).mean() < 3
 
@@ -213,23 +210,19 @@ def test_odd_pixel_formats_and_sizes_show_the_picture(
         tmp_path / f"a.{suffix}", frames=[step] * 4, width=width, height=height, codec=codec, pix_fmt=pix_fmt
     )
     sampled = decode(path, Sampling(frames=2), colour=height, grey=height)
-    assert sampled.images is not None
-    assert sampled.pairs is not None
     # Within 11 levels: grey clips do not say which range of levels they use.
-    assert np.median(np.abs(sampled.images[0, 0].astype(int) - step)) <= 11
-    assert np.median(np.abs(sampled.pairs[0, 0, 1].astype(int) - step[..., 0])) <= 11
+    assert np.median(np.abs(sampled.arrays["rgb"][0, 0].astype(int) - step)) <= 11
+    assert np.median(np.abs(sampled.arrays["flow"][0, 0, 1].astype(int) - step[..., 0])) <= 11
 
 
 def test_frames_are_reduced_by_area(make_clip: MakeClip, tmp_path: Path) -> None:
     path = make_clip(tmp_path / "a.mp4", width=128, height=96)
     sampled = decode(path, Sampling(frames=4), colour=48, grey=24)
-    assert sampled.images is not None
-    assert sampled.pairs is not None
     full = all_frames(path)[frame_positions(12, Sampling(frames=4), "x")[0, 1]][0]
     block = full.reshape(48, 2, 64, 2, 3).mean(axis=(1, 3))
-    assert np.abs(sampled.images[0, 1] - block).max() <= 0.5
+    assert np.abs(sampled.arrays["rgb"][0, 1] - block).max() <= 0.5
     small = cv2.resize(full, (32, 24), interpolation=cv2.INTER_AREA)
-    assert np.array_equal(sampled.pairs[0, 1, 0], cv2.cvtColor(small, cv2.COLOR_RGB2GRAY))
+    assert np.array_equal(sampled.arrays["flow"][0, 1, 0], cv2.cvtColor(small, cv2.COLOR_RGB2GRAY))
 
 
 def test_a_change_of_resolution_keeps_the_first_size(make_clip: MakeClip, tmp_path: Path) -> None:
@@ -239,34 +232,28 @@ def test_a_change_of_resolution_keeps_the_first_size(make_clip: MakeClip, tmp_pa
     path.write_bytes(small.read_bytes() + large.read_bytes())
     assert {image.shape for image, _ in all_frames(path)} == {(48, 64, 3), (160, 160, 3)}
     sampled = decode(path, Sampling(frames=4), grey=24)
-    assert sampled.images is not None
-    assert sampled.pairs is not None
-    assert sampled.images.shape == (1, 4, 48, 64, 3)
-    assert sampled.pairs.shape == (1, 4, 2, 24, 32)
+    assert sampled.arrays["rgb"].shape == (1, 4, 48, 64, 3)
+    assert sampled.arrays["flow"].shape == (1, 4, 2, 24, 32)
 
 
 def test_extreme_aspects_stay_small(make_clip: MakeClip, tmp_path: Path) -> None:
     sampled = decode(make_clip(tmp_path / "a.mp4", width=2048, height=2), Sampling(frames=2), colour=100)
-    assert sampled.images is not None
-    assert sampled.images.shape == (1, 2, 100, 400, 3)
+    assert sampled.arrays["rgb"].shape == (1, 2, 100, 400, 3)
 
 
 def test_a_short_clip_repeats_frames(make_clip: MakeClip, tmp_path: Path) -> None:
     sampled = decode(make_clip(tmp_path / "a.mp4", num_frames=2), Sampling(frames=8), grey=48)
-    assert sampled.images is not None
-    assert sampled.pairs is not None
     assert sampled.num_frames == 2
-    assert np.array_equal(sampled.images[0, 0], sampled.images[0, 3])
-    assert not np.array_equal(sampled.images[0, 0], sampled.images[0, 7])
-    assert np.array_equal(sampled.pairs[0, 0], sampled.pairs[0, 7])
+    assert np.array_equal(sampled.arrays["rgb"][0, 0], sampled.arrays["rgb"][0, 3])
+    assert not np.array_equal(sampled.arrays["rgb"][0, 0], sampled.arrays["rgb"][0, 7])
+    assert np.array_equal(sampled.arrays["flow"][0, 0], sampled.arrays["flow"][0, 7])
 
 
 def test_one_frame_gives_images_and_no_pairs(make_clip: MakeClip, tmp_path: Path) -> None:
     path = make_clip(tmp_path / "a.mp4", num_frames=1)
     sampled = decode(path, Sampling(frames=8), grey=48)
-    assert sampled.images is not None
-    assert sampled.images.shape == (1, 8, 48, 64, 3)
-    assert sampled.pairs is None
+    assert sampled.arrays["rgb"].shape == (1, 8, 48, 64, 3)
+    assert "flow" not in sampled.arrays
     with pytest.raises(DecodeError) as caught:
         decode(path, Sampling(frames=8), colour=None, grey=48)
     assert caught.value.reason == "single-frame"
@@ -274,8 +261,8 @@ def test_one_frame_gives_images_and_no_pairs(make_clip: MakeClip, tmp_path: Path
 
 def test_only_what_is_asked_for_is_made(make_clip: MakeClip, tmp_path: Path) -> None:
     path = make_clip(tmp_path / "a.mp4")
-    assert decode(path, grey=None).pairs is None
-    assert decode(path, colour=None, grey=24).images is None
+    assert set(decode(path, grey=None).arrays) == {"rgb"}
+    assert set(decode(path, colour=None, grey=24).arrays) == {"flow"}
 
 
 def test_other_streams_are_left_alone(make_clip: MakeClip, tmp_path: Path) -> None:

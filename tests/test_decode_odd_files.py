@@ -15,7 +15,7 @@ from av.stream import Disposition
 
 from amfir.extract import container as containers
 from amfir.extract import decode as decoding
-from amfir.extract.decode import REASONS, DecodeError, Sampled, decode_clip
+from amfir.extract.decode import REASONS, DecodeError, Sampled, Want, decode_clip
 from amfir.extract.sampling import Sampling
 
 from .clipmaker import make_clip
@@ -24,7 +24,7 @@ Build = Callable[[Path], Path]
 
 
 def decode(path: Path) -> Sampled:
-    return decode_clip(path, Sampling(frames=4), clip_id="x", rgb_short_side=32, grey_short_side=32)
+    return decode_clip(path, Sampling(frames=4), {"rgb": Want(32), "flow": Want(32, pairs=True)}, clip_id="x")
 
 
 def reason_of(path: Path) -> str:
@@ -244,9 +244,8 @@ def test_an_odd_but_whole_file_decodes(kind: str, tmp_path: Path) -> None:
     build, num_frames = GOOD[kind]
     sampled = decode(build(tmp_path))
     assert sampled.num_frames == num_frames
-    assert sampled.images is not None
-    assert (sampled.pairs is None) == (num_frames == 1)
-    assert np.isfinite(sampled.times).all()
+    assert set(sampled.arrays) == ({"rgb"} if num_frames == 1 else {"rgb", "flow"})
+    assert np.isfinite(sampled.times["rgb"]).all()
 
 
 def test_every_reason_says_what_to_do() -> None:
@@ -278,7 +277,7 @@ def test_a_read_error_is_unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = Path("/proc/self/mem")
     if not memory.exists():
         pytest.skip("needs /proc")
-    monkeypatch.setattr(decoding, "open_file", lambda path: path.open("rb", buffering=0))
+    monkeypatch.setattr(decoding, "open_clip", lambda path, span: path.open("rb", buffering=0))
     assert reason_of(memory) == "unreadable"
 
 
