@@ -1,28 +1,29 @@
-"""What an extraction job is told, and the spec of the streams that follow from it."""
+"""What an extraction job is told."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import av
-import cv2
-
-from ..cache import Json, StreamSpec
 from ..cache.errors import UserError, pick
-from .flow import FLOW_BACKENDS, FarnebackParameters
+from .flow import BACKENDS, FarnebackParameters
 from .flow.render import SCALE
+from .hwaccel import HWACCELS
+from .prepare import FlowSettings
 from .sampling import Sampling
 from .worker import DecodeSettings
 
 if TYPE_CHECKING:  # the decoder workers read these settings, and must not import torch
-    from .backbones import Backbone
+    from .networks import Network
 
-PREPROCESSING = 1
-"""Version of the way from a video to a network's input; raised by whoever changes the pixels."""
 STREAMS = ("rgb", "flow")
 FITS = ("crop", "squash")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+ENGINES = ("local", "ray")
+PRESETS: dict[str, dict[str, object]] = {
+    "papers": {"rgb": "resnet50", "flow": "i3d-flow-charades", "short_side": 256, "size": 224, "fit": "crop"}
+}
+"""Settings that belong together, by name: "papers" is the protocol of AMFAR and AMFIR."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class ExtractConfig:
     rgb: str = "efficientnet-lite0"
     """Backbone of the RGB stream."""
     flow: str = "efficientnet-lite0"
-    """Backbone of the flow stream; it sees flow rendered as an image."""
+    """Backbone of the flow stream; one made for images sees flow rendered as an image."""
     rgb_weights: Path | None = None
     """State dict of the RGB backbone; None takes the published one."""
     flow_weights: Path | None = None
@@ -47,12 +48,20 @@ class ExtractConfig:
     """Seed of the random views."""
     size: int | None = None
     """Side of the networks' input in pixels; None takes each backbone's own."""
+    short_side: int | None = None
+    """Short side in pixels to which frames are resized before the cut and before the flow; None takes `size`."""
     fit: Literal["crop", "squash"] = "squash"
     """How a frame becomes a square: its centre is cut out, or the whole is squeezed."""
+    normalise: bool = True
+    """Whether RGB images are normalised as in the backbone's training; TRX's and HyRSM's readers leave it out."""
+    tokens: int = 0
+    """Spatial tokens of each frame: 0 caches one vector a frame, 16 or 49 cache so many."""
     batch_size: int | None = None
     """Images in each run of a network; features depend on it in their last bits. None: 4 on a CPU, 64 on a GPU."""
-    flow_backend: str = "opencv"
-    """What computes the flow."""
+    precision: str = "auto"
+    """Numbers that the networks compute with: "fp32", "bf16" or "fp16"; "auto" is fp32 on a CPU, half on a GPU."""
+    flow_backend: str = "auto"
+    """What computes the flow: a name in `flow.BACKENDS`; "auto" is OpenCV on a CPU, Triton on a GPU."""
     flow_parameters: FarnebackParameters = field(default_factory=FarnebackParameters)
     """Parameters of the flow."""
     flow_scale: float = SCALE
@@ -60,7 +69,15 @@ class ExtractConfig:
     workers: int | None = None
     """Decoder processes; None takes one a core."""
     device: str = "auto"
-    """Where the networks run: "cpu", "cuda", "cuda:1" ...; "auto" takes a GPU if there is one."""
+    """Where the networks run: "cpu", "cuda:1", "cuda:0,cuda:1" ...; "auto" takes all GPUs if there are any."""
+    hwaccel: str = "none"
+    """Hardware that decodes where it can: "none" or "cuda"."""
+    engine: str = "local"
+    """What spreads the work: "local" processes, or a "ray" cluster."""
+    address: str | None = None
+    """Address of the Ray cluster; None takes RAY_ADDRESS, or starts a cluster on this machine."""
+    strict: bool = False
+    """Whether a cached flow stream of another backend is refused though both agree up to rounding."""
     retry_failed: bool = False
     """Whether clips that failed in an earlier job are tried again."""
     timeout_seconds: float = 120.0
@@ -73,9 +90,18 @@ class ExtractConfig:
         for stream in self.streams:
             pick(dict.fromkeys(STREAMS), stream, "stream")
         pick(dict.fromkeys(FITS), self.fit, "fit")
-        pick(FLOW_BACKENDS, self.flow_backend, "flow backend")
+        choices = {
+            "flow backend": (BACKENDS, self.flow_backend),
+            "precision": (PRECISIONS, self.precision),
+            "hardware decoder": (HWACCELS, self.hwaccel),
+            "engine": (ENGINES, self.engine),
+        }
+        for what, (known, name) in choices.items():
+            pick(dict.fromkeys(known), name, what)
+        if self.tokens not in (0, 16, 49):
+            raise UserError(f"tokens is {self.tokens}; extraction; it must be 0, 16 or 49")
         _ = self.sampling  # checks frames, views and seed
-        for name in ("size", "batch_size", "workers"):
+        for name in ("size", "short_side", "batch_size", "workers"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}; extraction; it must be at least 1")
@@ -98,57 +124,9 @@ class ExtractConfig:
         return self.batch_size or (4 if device == "cpu" else 64)
 
 
-def stream_spec(stream: str, backbone: "Backbone", config: ExtractConfig) -> StreamSpec:
-    """Describe a stream by everything that changes its features.
-
-    Args:
-        stream: "rgb" or "flow".
-        backbone: The stream's network, on the device it will run on.
-        config: The job's settings.
-    """
-    sampling: dict[str, Json] = {"positions": "segments"}
-    if config.views > 1:
-        sampling["seed"] = config.seed
-    versions = {name: version(name) for name in ("torch", *backbone.packages)}
-    versions |= {"av": av.__version__, "ffmpeg": av.ffmpeg_version_info, "opencv": cv2.__version__}
-    settings: dict[str, Json] = {
-        "backbone": {
-            "name": backbone.name,
-            "weights_sha256": backbone.weights_sha256,
-            "size": config.size or backbone.size,
-            "mean": list(backbone.mean),
-            "std": list(backbone.std),
-        },
-        "sampling": sampling,
-        "fit": config.fit,
-        "preprocessing": PREPROCESSING,
-        "batch_size": config.batch_size_on(backbone.device.type),
-        "device": backbone.device.type,
-        "versions": {**versions},
-    }
-    if stream == "flow":
-        settings["flow"] = _flow_settings(config)
-    return StreamSpec(stream, config.frames, config.views, backbone.dim, settings)
-
-
-def decode_settings(config: ExtractConfig, sides: Mapping[str, int]) -> DecodeSettings:
-    """Return what the decoder workers do, given the side of each stream's images in pixels."""
-    return DecodeSettings(
-        sampling=config.sampling,
-        sides=dict(sides),
-        fit=config.fit,
-        flow_backend=config.flow_backend,
-        flow_parameters=config.flow_parameters,
-        flow_scale=config.flow_scale,
-    )
-
-
-def _flow_settings(config: ExtractConfig) -> dict[str, Json]:
-    """Return what only a flow stream depends on."""
-    backend = FLOW_BACKENDS[config.flow_backend](config.flow_parameters)
-    return {
-        "backend": backend.name,
-        "version": backend.version,
-        "scale": config.flow_scale,
-        **asdict(config.flow_parameters),
-    }
+def decode_settings(config: ExtractConfig, networks: "Mapping[str, Network]") -> DecodeSettings:
+    """Return what the decoder workers do for the networks of the streams."""
+    backend = next((network.flow_backend for network in networks.values() if network.flow_backend), "")
+    flow = FlowSettings(backend, config.flow_parameters, config.flow_scale)
+    streams = {stream: network.settings for stream, network in networks.items()}
+    return DecodeSettings(config.sampling, streams, flow, config.hwaccel)

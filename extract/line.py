@@ -1,6 +1,6 @@
 """The way of the images from the decoders through the networks into the cache."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,17 +12,16 @@ from .alarm import Alarm
 from .lanes import Lanes
 from .networks import Network
 from .report import Progress, Tally
-from .rows import Pending, RowWriter
+from .rows import ClipState, Pending, RowWriter
 from .worker import Decoded
 
 Slot = tuple[Pending, int]
-"""A frame whose features are wanted: its clip's stream, and its number there."""
+"""An item whose features are wanted: its clip's stream, and its number there."""
 
 
 def run_line(
     results: Iterable[Decoded | None],
-    networks: Mapping[str, Network],
-    num_lanes: int,
+    lanes_networks: Sequence[Mapping[str, Network]],
     writers: Mapping[str, StreamWriter],
     tally: Tally,
     progress: Callable[[Progress], None],
@@ -31,8 +30,7 @@ def run_line(
 
     Args:
         results: What the decoders yield; None when they had nothing for a while.
-        networks: Stream -> its network.
-        num_lanes: Threads that run the networks.
+        lanes_networks: For each thread that runs networks, these by stream.
         writers: Stream -> its writer; closed here.
         tally: Told of every clip.
         progress: Called after every result.
@@ -44,7 +42,7 @@ def run_line(
     alarm = Alarm()
     threads = torch.get_num_threads()
     rows = RowWriter(writers, alarm)
-    lanes: Lanes[Slot] = Lanes(networks, num_lanes, _Delivery(rows, tally), alarm)
+    lanes: Lanes[Slot] = Lanes(lanes_networks, _Delivery(rows, tally), alarm)
     try:
         for decoded in results:
             alarm.check()
@@ -52,7 +50,7 @@ def run_line(
                 lanes.flush()  # nothing comes: what waits for mates in its batch shall not wait on
             else:
                 _record_failures(decoded, rows, tally)
-                _submit(decoded, networks, lanes)
+                _submit(decoded, lanes_networks[0], lanes)
             progress(tally.progress())
         lanes.finish()
     except BaseException as error:  # the lanes and the writer have to end whatever it is, Ctrl-C too
@@ -74,27 +72,34 @@ class _Delivery:
         self._tally = tally
 
     def __call__(self, stream: str, slots: list[Slot], features: NDArray[np.float16]) -> None:
-        for (pending, frame), feature in zip(slots, features, strict=True):
-            if pending.fill(frame, feature):
+        for (pending, item), values in zip(slots, features, strict=True):
+            if pending.fill(item, values):
                 self._rows.put(stream, pending.row())
-                self._tally.complete(pending.decoded.task.clip.id)
+                if pending.clip.settle():
+                    self._tally.complete()
 
 
 def _record_failures(decoded: Decoded, rows: RowWriter, tally: Tally) -> None:
     """Write down why streams of a clip have no images."""
     clip = decoded.task.clip
-    for stream, (reason, message) in decoded.failures.items():
-        failure = Failure(clip.id, clip.label, reason, message, *decoded.source)
+    failures = [
+        (stream, Failure(clip.id, clip.label, reason, message, *decoded.source))
+        for stream, (reason, message) in decoded.failures.items()
+    ]
+    for stream, failure in failures:
         rows.put(stream, failure)
-        tally.fail(failure)
+    if failures:
+        tally.fail([failure for _, failure in failures], counted=decoded.task.standing)
 
 
 def _submit(decoded: Decoded, networks: Mapping[str, Network], lanes: Lanes[Slot]) -> None:
-    """Hand a clip's images to the networks."""
-    without_images = replace(decoded, images={})
-    for stream, images in decoded.images.items():
-        views, frames = images.shape[:2]
-        features = np.empty((views, frames, networks[stream].backbone.dim), np.float16)
-        pending = Pending(without_images, features, left=views * frames)
-        slots = [(pending, frame) for frame in range(views * frames)]
-        lanes.submit(stream, images.reshape(-1, *images.shape[2:]), slots)
+    """Hand a clip's items to the networks."""
+    without_products = replace(decoded, products={})
+    clip = ClipState(len(decoded.products), failed=bool(decoded.failures) or decoded.task.standing)
+    for stream, product in decoded.products.items():
+        network = networks[stream]
+        frames = decoded.times[stream].shape[1]
+        items = network.items(product, frames)
+        features = np.empty((*decoded.times[stream].shape, *network.feature_shape), np.float16)
+        pending = Pending(without_products, stream, features, len(items), clip)
+        lanes.submit(stream, items, [(pending, item) for item in range(len(items))])

@@ -1,6 +1,8 @@
-"""The networks of a job: the device they run on, their loading, and one run of one."""
+"""The networks of a job: the devices they run on, their loading, and one run of one."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,83 +11,189 @@ from numpy.typing import NDArray
 from ..cache.errors import MachineError, UserError, pick
 from .backbones import Backbone, load_backbone
 from .config import ExtractConfig
+from .flow import DEVICE_BACKENDS, choose_backend, load_device_backend
+from .flow.on_device import PairsToInput
+from .prepare import Product, StreamSettings
+from .reduce import Want
 
 
 @dataclass(frozen=True)
 class Network:
-    """A stream's backbone, with the one shape of batch it is run on."""
+    """A stream's backbone, with the one size of batch it is run on.
+
+    An item is what one pass takes of a clip: an image, a stack of them, or all fields of a view.
+    """
 
     backbone: Backbone
     """The backbone, on its device."""
-    side: int
-    """Side of the images in pixels (S)."""
+    settings: StreamSettings
+    """What the decoders make for it."""
     batch_size: int
-    """Images of a batch (B)."""
+    """Items of a batch (B)."""
+    from_pairs: PairsToInput | None = None
+    """What is done with the grey pairs of a batch; None if the items are what the backbone takes."""
+    flow_backend: str = ""
+    """What computes the flow of a flow stream, never "auto"."""
 
-    def run(self, images: NDArray[np.uint8]) -> NDArray[np.float16]:
-        """Compute the features `[B, D]` of a batch of images `[B, S, S, 3]`; call it in inference mode.
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """Shape of one frame's features: `(D,)` or `(P, D)`."""
+        backbone = self.backbone
+        return (backbone.tokens, backbone.dim) if backbone.tokens else (backbone.dim,)
+
+    def items(self, product: NDArray[Any], frames: int) -> NDArray[Any]:
+        """Divide a clip's product `[V, F, ...]` for T features a view into items `[n, ...]` in the features' order."""
+        backbone = self.backbone
+        if backbone.whole:
+            return product
+        per_item = (backbone.fields,) if backbone.fields > 1 else ()
+        return product.reshape(len(product) * frames, *per_item, *product.shape[2:])
+
+    def run(self, items: NDArray[Any]) -> NDArray[np.float16]:
+        """Compute the features `[B, k, D]` or `[B, k, P, D]` of a batch of items; call it in inference mode.
 
         Raises:
             MachineError: If the device runs out of memory.
         """
         device = self.backbone.device
         try:
-            batch = torch.from_numpy(images).to(device)
+            batch = _to_device(items, device)
+            if self.from_pairs is not None:
+                batch = self.from_pairs(batch)
             features: NDArray[np.float16] = self.backbone.features(batch).to(torch.float16).cpu().numpy()
         except (RuntimeError, MemoryError) as error:
             # Of the two allocators only the GPU's has an error class of its own.
             if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error):
                 raise MachineError(
-                    f"out of memory on {device} with {len(images)} images of {self.side} pixels; "
+                    f"out of memory on {device} with {len(items)} items of {self.settings.size} pixels; "
                     f"backbone {self.backbone.name!r}; use a smaller --batch-size, in a new cache"
                 ) from error
             raise
         return features
 
 
-def load_networks(config: ExtractConfig) -> dict[str, Network]:
-    """Load the network of each stream, onto the job's device; streams with the same network share it.
+def load_networks(config: ExtractConfig, device: torch.device | None = None) -> dict[str, Network]:
+    """Load the network of each stream, onto a device; streams with the same network share it.
+
+    Args:
+        config: The job's settings.
+        device: Where they run; None takes the job's first device.
 
     Raises:
         UserError: If a device, a name, a file or the size of the images does not fit.
     """
-    device = find_device(config.device)
-    wanted = {stream: config.backbone_of(stream) for stream in config.streams}
+    device = device or find_devices(config.device)[0]
+    backbones: dict[Any, Backbone] = {}
     networks = {}
-    for name, weights in dict.fromkeys(wanted.values()):
-        backbone = load_backbone(name, weights).to(device)
-        network = Network(backbone, config.size or backbone.size, config.batch_size_on(device.type))
-        if network.side != backbone.size:
-            _try(network)
-        networks[name, weights] = network
-    return {stream: networks[key] for stream, key in wanted.items()}
+    for stream in config.streams:
+        name, weights = config.backbone_of(stream)
+        key = (name, weights, config.normalise or stream != "rgb")
+        if key not in backbones:
+            backbones[key] = _load(name, weights, config, device, normalise=key[2])
+        networks[stream] = _network(stream, backbones[key], config)
+    return networks
 
 
-def find_device(name: str) -> torch.device:
-    """Return the device of a name; "auto" is the first GPU if there is one.
+def find_devices(names: str) -> list[torch.device]:
+    """Return the devices of a comma-separated list; "auto" is all GPUs, or the CPU where there is none.
 
     Raises:
-        UserError: If there is no such device.
+        UserError: If there is no such device, or one is named twice.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    known = {"auto": "cuda:0" if gpus else "cpu", "cpu": "cpu"}
+    known = {"cpu": "cpu"} | {f"cuda:{i}": f"cuda:{i}" for i in range(gpus)}
     if gpus:
-        known |= {"cuda": "cuda:0"} | {f"cuda:{i}": f"cuda:{i}" for i in range(gpus)}
-    return torch.device(pick(known, name, "device"))
+        known["cuda"] = "cuda:0"
+    if names == "auto":
+        return [torch.device(f"cuda:{i}") for i in range(gpus)] or [torch.device("cpu")]
+    devices = [torch.device(pick({**known, "auto": ""}, name.strip(), "device") or "cpu") for name in names.split(",")]
+    if len(set(devices)) < len(devices) or len({device.type for device in devices}) > 1:
+        raise UserError(f"devices are {names!r}; --device; name GPUs once each, or the CPU alone")
+    return devices
 
 
-def _try(network: Network) -> None:
-    """Run a network on one black image.
+def choose_precision(name: str, device: torch.device) -> str:
+    """Return what "auto" stands for on a device: half precision on a GPU, of the kind that it computes fastest."""
+    if name != "auto":
+        return name
+    if device.type == "cpu":
+        return "fp32"
+    return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
+
+
+def _load(name: str, weights: Any, config: ExtractConfig, device: torch.device, *, normalise: bool) -> Backbone:
+    precision = choose_precision(config.precision, device)
+    backbone = load_backbone(name, weights, tokens=config.tokens, precision=precision, normalise=normalise)
+    return backbone.to(device)
+
+
+def _network(stream: str, backbone: Backbone, config: ExtractConfig) -> Network:
+    """Put a stream's network together, and try it if its images have another size than it was made for."""
+    if backbone.channels == 2 and stream != "flow":
+        raise UserError(f"backbone {backbone.name!r} takes flow; --{stream}; use it with --flow")
+    size = config.size or backbone.size
+    short_side = config.short_side or size
+    if short_side < size:
+        raise UserError(
+            f"the short side is {short_side} and the images have {size} pixels; --short-side; at least {size}"
+        )
+    flow = choose_backend(config.flow_backend, backbone.device.type) if stream == "flow" else None
+    settings = StreamSettings(
+        want=Want(short_side, backbone.fields, pairs=stream == "flow"),
+        product=_product(backbone, flow),
+        size=size,
+        fit=config.fit,
+    )
+    items_fields = backbone.fields * (config.frames if backbone.whole else 1)
+    batch_size = max(1, config.batch_size_on(backbone.device.type) // items_fields)
+    from_pairs = None
+    if settings.product == "pairs":
+        assert flow is not None
+        from_pairs = PairsToInput(
+            load_device_backend(flow, config.flow_parameters, backbone.device),
+            size=size,
+            squash=config.fit == "squash",
+            scale=None if backbone.channels == 2 else config.flow_scale,
+        )
+    network = Network(backbone, settings, batch_size, from_pairs, flow or "")
+    if size != backbone.size:
+        _try(network, config.frames)
+    return network
+
+
+def _product(backbone: Backbone, flow: str | None) -> Product:
+    """Return what the decoders make for a network, given the flow backend (None: it looks at frames)."""
+    if flow is None:
+        return "frames"
+    if flow in DEVICE_BACKENDS:
+        return "pairs"
+    return "fields" if backbone.channels == 2 else "rendered"
+
+
+def _to_device(items: NDArray[Any], device: torch.device) -> torch.Tensor:
+    tensor = torch.from_numpy(items)
+    # From pinned memory the copy runs beside the computation; bytes travel as bytes.
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def _try(network: Network, frames: int) -> None:
+    """Run a network on one black item.
 
     Raises:
         UserError: If it takes no images of this side.
     """
-    backbone, side = network.backbone, network.side
+    backbone, size = network.backbone, network.settings.size
+    fields = backbone.fields * frames if backbone.whole else backbone.fields
+    lead = (1, fields) if backbone.whole or fields > 1 else (1,)
+    black = torch.zeros((*lead, size, size, backbone.channels), dtype=_DTYPES[backbone.channels])
     try:
         with torch.inference_mode():
-            network.run(np.zeros((1, side, side, 3), np.uint8))
+            backbone.features(black.to(backbone.device))
     except (RuntimeError, AssertionError, ValueError) as error:
         cause = " ".join(str(error).split())[:200]
         raise UserError(
-            f"backbone {backbone.name!r} takes no images of {side} pixels ({cause}); --size; use {backbone.size}"
+            f"backbone {backbone.name!r} takes no images of {size} pixels ({cause}); --size; use {backbone.size}"
         ) from error
+
+
+_DTYPES: Mapping[int, torch.dtype] = {2: torch.float32, 3: torch.uint8}

@@ -1,82 +1,212 @@
-"""What is left to do: the clips of a job against what the cache holds."""
+"""What is left to do: the clips of a job against what the cache holds.
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+A list may have millions of clips, most of them done. So it is read twice and never kept: once to count and to refuse
+what is wrong with it, and once more, while the job goes on, for the clips that are to be done.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
-from ..cache import Failure, Store, discard_damaged
+import numpy as np
+from numpy.typing import NDArray
+
 from ..cache.errors import UserError
+from ..cache.index import StreamIndex, digests
+from ..cache.rows import Failure
+from ..cache.store import Store
+from ..cache.verify import discard_damaged
 from .clips import Clip
-from .worker import Task, source_of
+from .source import source_of
+from .worker import Task
+
+BLOCK = 8192
+"""Clips that are looked up at a time."""
+LISTED_FAILURES = 1000
+"""Failures that a job keeps in memory; the cache lists all."""
+CHECKED_SOURCES = 10_000
+"""Files of finished clips that are looked at, evenly spread over the list, to see whether they have changed."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Plan:
-    """A job's clips, by what has to be done with them."""
+    """A job's clips, counted by what has to be done with them."""
 
-    clips: int
+    tasks: Callable[[], Iterator[Task]]
+    """Goes through the list again and yields the clips that are to be done."""
+    clips: int = 0
     """All clips."""
-    tasks: list[Task]
+    todo: int = 0
     """Clips with streams to be extracted."""
-    skipped: int
+    skipped: int = 0
     """Clips that have all streams."""
-    standing: list[Failure]
-    """Failures of earlier jobs that stand; their clips may have tasks for another stream."""
-    changed: int
-    """Clips whose file is not the one that their features came from."""
+    standing: int = 0
+    """Clips of which a stream failed in an earlier job, and is not tried again; another stream may be to do."""
+    changed: int = 0
+    """Clips, of those looked at, whose file is not the one that their features came from."""
+    failures: list[Failure] = field(default_factory=list)
+    """The first of the failures that stand."""
 
 
-def make_plan(clips: Iterable[Clip], cache: Path, streams: tuple[str, ...], *, retry_failed: bool) -> Plan:
+def make_plan(
+    clips: Iterable[Clip],
+    cache: Path,
+    streams: tuple[str, ...],
+    *,
+    retry_failed: bool,
+    listed: Callable[[int], None] | None = None,
+) -> Plan:
     """Compare a job's clips with a cache; damaged segments are removed from it first.
 
     Args:
-        clips: The job's clips.
+        clips: The job's clips; gone through twice.
         cache: The cache's directory; need not exist.
         streams: The wanted streams.
         retry_failed: Whether failures of earlier jobs are forgotten.
+        listed: Called now and then with the number of clips counted so far.
 
     Raises:
         UserError: If two clips share an id, or the directory is something else than a cache.
     """
-    done, failures = _read_cache(cache, streams)
-    tasks: list[Task] = []
-    standing: list[Failure] = []
-    skipped = changed = 0
-    seen: set[str] = set()
-    for clip in clips:
-        if clip.id in seen:
-            raise UserError(f"clip {clip.id!r} is listed twice; in the list of clips; name each clip once")
-        seen.add(clip.id)
-        missing = [stream for stream in streams if clip.id not in done[stream]]
-        old = {} if retry_failed else {s: failures[s][clip.id] for s in missing if clip.id in failures[s]}
-        standing += old.values()
-        if wanted := tuple(stream for stream in missing if stream not in old):
-            tasks.append(Task(clip, wanted))
-        skipped += not missing
-        changed += _changed(clip, [done[stream][clip.id] for stream in streams if clip.id in done[stream]])
-    return Plan(len(seen), tasks, skipped, standing, changed)
+    again = list(clips) if isinstance(clips, Iterator) else clips
+    lookup = _Lookup(_read_indices(cache, streams), retry_failed)
+    busy: list[bool] = []
+    plan = Plan(lambda: _tasks(again, lookup, busy))
+    census = _Census(plan, lookup)
+    for block in _blocks(again):
+        busy.append(census.count(block))
+        if listed:
+            listed(plan.clips)
+    if repeated := census.repeated():
+        name = next(clip.id for clip in again if digests([clip.id]).tobytes() in repeated)
+        raise UserError(f"clip {name!r} is listed twice; in the list of clips; name each clip once")
+    plan.failures = _standing_failures(cache, census.standing_ids)
+    return plan
 
 
-def _read_cache(
-    cache: Path, streams: tuple[str, ...]
-) -> tuple[dict[str, dict[str, tuple[int, int]]], dict[str, dict[str, Failure]]]:
-    """Return for each stream the sources of its rows, and its failures, by clip id."""
-    done: dict[str, dict[str, tuple[int, int]]] = {stream: {} for stream in streams}
-    failures: dict[str, dict[str, Failure]] = {stream: {} for stream in streams}
+@dataclass(frozen=True)
+class _Found:
+    """What the cache says about a block of n clips."""
+
+    keys: NDArray[np.uint64]
+    """Digests `[n, 2]`."""
+    rows: dict[str, NDArray[np.int64]]
+    """Stream -> place `[n]` in its table of finished clips, or -1."""
+    wanted: dict[str, NDArray[np.bool_]]
+    """Stream -> whether it is to be done `[n]`."""
+    standing: NDArray[np.bool_]
+    """Whether a failure stands `[n]`."""
+
+
+class _Lookup:
+    """Looks clips up in the indices of the wanted streams."""
+
+    def __init__(self, indices: Mapping[str, StreamIndex | None], retry_failed: bool) -> None:
+        self.indices = indices
+        self._retry_failed = retry_failed
+
+    def find(self, block: list[Clip]) -> _Found:
+        keys = digests([clip.id for clip in block])
+        rows, wanted = {}, {}
+        standing = np.zeros(len(block), np.bool_)
+        for stream, index in self.indices.items():
+            rows[stream] = index.done.find(keys) if index else np.full(len(block), -1, np.int64)
+            missing = rows[stream] < 0
+            stands = missing & False
+            if index and not self._retry_failed:
+                stands = missing & (index.failed.find(keys) >= 0)
+            wanted[stream] = missing & ~stands
+            standing |= stands
+        return _Found(keys, rows, wanted, standing)
+
+
+class _Census:
+    """The first pass: counts clips into a plan, and notices ids that come twice."""
+
+    def __init__(self, plan: Plan, lookup: _Lookup) -> None:
+        self.standing_ids: set[str] = set()
+        self._plan = plan
+        self._lookup = lookup
+        self._keys: list[NDArray[np.uint64]] = []
+        done = max((len(index.done) for index in lookup.indices.values() if index), default=0)
+        self._stride = done // CHECKED_SOURCES + 1
+        self._finished = 0
+
+    def count(self, block: list[Clip]) -> bool:
+        """Count a block of clips; returns whether there is anything to do in it."""
+        found = self._lookup.find(block)
+        self._keys.append(found.keys)
+        todo = np.logical_or.reduce(list(found.wanted.values()))
+        plan = self._plan
+        plan.clips += len(block)
+        plan.todo += int(todo.sum())
+        plan.standing += int(found.standing.sum())
+        plan.skipped += int((~todo & ~found.standing).sum())
+        for i in np.flatnonzero(found.standing)[: LISTED_FAILURES - len(self.standing_ids)].tolist():
+            self.standing_ids.add(block[i].id)
+        self._check_sources(block, found.rows)
+        return bool(todo.any())
+
+    def repeated(self) -> set[bytes]:
+        """Return the digests that came more than once."""
+        if not self._keys:
+            return set()
+        keys = np.concatenate(self._keys)
+        keys = keys[np.lexsort((keys[:, 1], keys[:, 0]))]
+        return {key.tobytes() for key in keys[1:][(keys[1:] == keys[:-1]).all(axis=1)]}
+
+    def _check_sources(self, block: list[Clip], rows: dict[str, NDArray[np.int64]]) -> None:
+        """Count clips whose file differs from those that their rows came from; a missing file is no sign of it."""
+        finished = np.flatnonzero(np.logical_or.reduce([found >= 0 for found in rows.values()]))
+        start = -self._finished % self._stride
+        self._finished += len(finished)
+        for i in finished[start :: self._stride].tolist():
+            if isinstance(block[i].path, str):  # a request for each would cost more than it tells
+                continue
+            source = source_of(block[i])
+            old = [
+                tuple(index.done.sources[rows[stream][i]].tolist())
+                for stream, index in self._lookup.indices.items()
+                if index and rows[stream][i] >= 0
+            ]
+            self._plan.changed += source != (0, 0) and any(source != was for was in old)
+
+
+def _tasks(clips: Iterable[Clip], lookup: _Lookup, busy: list[bool]) -> Iterator[Task]:
+    """The second pass: yield the clips that are to be done."""
+    for number, block in enumerate(_blocks(clips)):
+        if number < len(busy) and not busy[number]:
+            continue
+        found = lookup.find(block)
+        todo = np.logical_or.reduce(list(found.wanted.values()))
+        for i in np.flatnonzero(todo).tolist():
+            streams = tuple(stream for stream, wanted in found.wanted.items() if wanted[i])
+            yield Task(block[i], streams, standing=bool(found.standing[i]))
+
+
+def _blocks(clips: Iterable[Clip]) -> Iterator[list[Clip]]:
+    iterator = iter(clips)
+    while block := list(islice(iterator, BLOCK)):
+        yield block
+
+
+def _read_indices(cache: Path, streams: tuple[str, ...]) -> dict[str, StreamIndex | None]:
+    """Return what each stream holds; None for a stream that does not exist yet."""
     # A job that was killed in its first moments leaves nothing but temporary files.
     if not cache.is_dir() or all(entry.suffix == ".tmp" for entry in cache.iterdir()):
-        return done, failures
+        return dict.fromkeys(streams)
     store = Store(cache)
-    for stream in set(streams) & set(store.streams()):
+    present = set(store.streams())
+    for stream in present.intersection(streams):
         discard_damaged(cache, stream)
-        done[stream] = store.done(stream)
-        failures[stream] = {failure.clip_id: failure for failure in store.failures(stream)}
-    return done, failures
+    return {stream: store.index(stream) if stream in present else None for stream in streams}
 
 
-def _changed(clip: Clip, sources: list[tuple[int, int]]) -> bool:
-    """Return whether a clip's file differs from those that its rows came from; a missing file is no sign of it."""
-    if not sources:
-        return False
-    source = source_of(clip)
-    return source != (0, 0) and any(source != old for old in sources)
+def _standing_failures(cache: Path, clip_ids: set[str]) -> list[Failure]:
+    """Return the cached failures of some clips."""
+    if not clip_ids:
+        return []
+    store = Store(cache)
+    found = (failure for stream in store.streams() for failure in store.failures(stream))
+    return [failure for failure in found if failure.clip_id in clip_ids]

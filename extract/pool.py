@@ -12,7 +12,8 @@ from types import TracebackType
 from typing import Self
 
 from ..cache.errors import MachineError
-from .worker import Decoded, DecodeSettings, Task, failed, serve, source_of
+from .source import source_of
+from .worker import Decoded, DecodeSettings, Task, failed, serve
 
 HEARTBEAT_SECONDS = 0.5
 ATTEMPTS = 2
@@ -130,7 +131,7 @@ class DecoderPool:
             self._retries.append(task)
             return None
         message = f"the decoder process died {ATTEMPTS} times on this clip (exit code {exit_code})"
-        return failed(task, "decoder-died", message, source_of(task.clip))
+        return failed(task, "decoder-died", message, _source_of(task))
 
     def _give_up(self, worker: "_Worker") -> Decoded:
         """Replace a worker that takes too long; its clip gets a reason code."""
@@ -138,7 +139,7 @@ class DecoderPool:
         assert task is not None
         self._replace(worker)
         message = f"decoding took more than {self._timeout_seconds:g} s"
-        return failed(task, "timeout", message, source_of(task.clip))
+        return failed(task, "timeout", message, _source_of(task))
 
     def _replace(self, worker: "_Worker") -> int | None:
         """Put a new worker in the place of another, and return the exit code of that one."""
@@ -146,6 +147,11 @@ class DecoderPool:
         exit_code = worker.join()
         self._workers[self._workers.index(worker)] = _Worker()
         return exit_code
+
+
+def _source_of(task: Task) -> tuple[int, int]:
+    """Return size and mtime_ns of a clip's file; a server that made the decoder hang would hang the job too."""
+    return (0, 0) if isinstance(task.clip.path, str) else source_of(task.clip)
 
 
 class _Worker:

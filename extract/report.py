@@ -2,10 +2,11 @@
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..cache import Failure
-from .plan import Plan
+from ..cache.rows import Failure
+from .plan import LISTED_FAILURES, Plan
 
 
 @dataclass(frozen=True)
@@ -13,7 +14,7 @@ class Progress:
     """How far a job is."""
 
     total: int
-    """Clips of the job."""
+    """Clips of the job, as far as they are counted."""
     done: int
     """Clips that lacked features and have them all now."""
     skipped: int
@@ -37,11 +38,13 @@ class ExtractReport:
     failed: int
     """Clips without features in at least one of the wanted streams."""
     changed: int
-    """Clips whose file is not the one that their cached features came from; those are kept, a new cache is needed."""
+    """Clips whose file is not the one that their cached features came from, of 10,000 looked at; those are kept, a new
+    cache is needed."""
     seconds: float
     """Wall time."""
     failures: list[Failure] = field(default_factory=list)
-    """Why clips failed, in this job or an earlier one, by clip; a reason that both streams share is listed once."""
+    """Why clips failed, in this job or an earlier one, by clip, the first 1,000; a reason that both streams share is
+    listed once."""
 
     @property
     def clips_per_second(self) -> float:
@@ -61,28 +64,31 @@ class Tally:
         self._plan = plan
         self._started = started
         self._lock = threading.Lock()
-        self._missing = {task.clip.id: len(task.streams) for task in plan.tasks}
         self._failures: dict[tuple[str, str, str], Failure] = {}
-        self._failed: set[str] = set()
+        self._failed = plan.standing
         self._done = 0
-        for failure in plan.standing:
-            self._note(failure)
+        self._note(plan.failures)
 
-    def complete(self, clip_id: str) -> None:
-        """Count a stream of a clip as extracted."""
+    def complete(self) -> None:
+        """Count a clip that has all its streams now."""
         with self._lock:
-            self._settle(clip_id)
+            self._done += 1
 
-    def fail(self, failure: Failure) -> None:
-        """Count a stream of a clip as failed."""
+    def fail(self, failures: Sequence[Failure], *, counted: bool = False) -> None:
+        """Count a clip as failed.
+
+        Args:
+            failures: Of its streams.
+            counted: Whether it is counted already, since another stream of it failed in an earlier job.
+        """
         with self._lock:
-            self._note(failure)
-            self._settle(failure.clip_id)
+            self._note(failures)
+            self._failed += not counted
 
     def progress(self) -> Progress:
         """Return the present state."""
         with self._lock:
-            return Progress(self._plan.clips, self._done, self._plan.skipped, len(self._failed), self._seconds())
+            return Progress(self._plan.clips, self._done, self._plan.skipped, self._failed, self._seconds())
 
     def report(self) -> ExtractReport:
         """Return the final state."""
@@ -90,20 +96,16 @@ class Tally:
             clips=self._plan.clips,
             done=self._done,
             skipped=self._plan.skipped,
-            failed=len(self._failed),
+            failed=self._failed,
             changed=self._plan.changed,
             seconds=self._seconds(),
             failures=[self._failures[key] for key in sorted(self._failures)],
         )
 
-    def _note(self, failure: Failure) -> None:
-        self._failed.add(failure.clip_id)
-        self._failures.setdefault((failure.clip_id, failure.reason, failure.message), failure)
-
-    def _settle(self, clip_id: str) -> None:
-        self._missing[clip_id] -= 1
-        if self._missing[clip_id] == 0 and clip_id not in self._failed:
-            self._done += 1
+    def _note(self, failures: Sequence[Failure]) -> None:
+        for failure in failures:
+            if len(self._failures) < LISTED_FAILURES:
+                self._failures.setdefault((failure.clip_id, failure.reason, failure.message), failure)
 
     def _seconds(self) -> float:
         return time.monotonic() - self._started

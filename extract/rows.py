@@ -16,32 +16,57 @@ from .worker import Decoded
 FLUSH_SECONDS = 1.0
 
 
+class ClipState:
+    """How many streams of a clip are still being computed, and whether it will lack one.
+
+    Args:
+        streams: Streams that are being computed.
+        failed: Whether another stream failed, now or in an earlier job.
+    """
+
+    def __init__(self, streams: int, *, failed: bool) -> None:
+        self._left = streams
+        self._failed = failed
+        self._lock = threading.Lock()
+
+    def settle(self) -> bool:
+        """Count a stream as finished; returns whether the clip has all its streams now."""
+        with self._lock:
+            self._left -= 1
+            return self._left == 0 and not self._failed
+
+
 @dataclass
 class Pending:
     """A clip's stream whose features are being computed."""
 
     decoded: Decoded
-    """The clip, without its images."""
+    """The clip, without its products."""
+    stream: str
+    """Which stream of it."""
     features: NDArray[np.float16]
-    """`[V, T, D]`, filled frame by frame."""
+    """`[V, T, D]` or `[V, T, P, D]`, filled item by item."""
     left: int
-    """Frames whose features are still missing."""
+    """Items whose features are still missing."""
+    clip: ClipState
+    """Shared by the clip's streams."""
     lock: threading.Lock = field(default_factory=threading.Lock)
     """Held while `left` changes, since lanes deliver at the same time."""
 
-    def fill(self, frame: int, features: NDArray[np.float16]) -> bool:
-        """Set the features `[D]` of frame `view * T + t`; returns whether the clip is complete now."""
-        self.features.reshape(-1, self.features.shape[-1])[frame] = features
+    def fill(self, item: int, features: NDArray[np.float16]) -> bool:
+        """Set the features `[k, ...]` of an item; returns whether the stream is complete now."""
+        views, frames, *shape = self.features.shape
+        k = len(features)
+        self.features.reshape(views * frames, *shape)[item * k : (item + 1) * k] = features
         with self.lock:
             self.left -= 1
             return self.left == 0
 
     def row(self) -> Row:
         """Return the complete row."""
-        clip, times = self.decoded.task.clip, self.decoded.times
-        assert times is not None
+        clip = self.decoded.task.clip
         size, mtime_ns = self.decoded.source
-        return Row(clip.id, clip.label, self.features, times, size, mtime_ns)
+        return Row(clip.id, clip.label, self.features, self.decoded.times[self.stream], size, mtime_ns)
 
 
 class RowWriter:

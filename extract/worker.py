@@ -3,10 +3,9 @@
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Literal
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,10 +13,10 @@ from numpy.typing import NDArray
 
 from .clips import Clip
 from .decode import DecodeError, Sampled, decode_clip
-from .flow import FLOW_BACKENDS, FarnebackParameters, FlowBackend
-from .flow.render import render
-from .frames import fit
+from .flow import HOST_BACKENDS, FlowBackend
+from .prepare import FlowSettings, StreamSettings, prepare
 from .sampling import Sampling
+from .source import source_of
 
 READY = "ready"
 """What a worker sends once it has started."""
@@ -29,16 +28,17 @@ class DecodeSettings:
 
     sampling: Sampling
     """Which frames are taken."""
-    sides: dict[str, int]
-    """Side of the images of each stream, in pixels."""
-    fit: Literal["crop", "squash"]
-    """How a frame becomes a square."""
-    flow_backend: str
-    """What computes the flow."""
-    flow_parameters: FarnebackParameters
-    """Parameters of the flow."""
-    flow_scale: float
-    """Grey levels per pixel of displacement in the rendered flow."""
+    streams: dict[str, StreamSettings]
+    """What is made for each stream."""
+    flow: FlowSettings
+    """How flow is computed."""
+    hwaccel: str = "none"
+    """Hardware that decodes where it can."""
+
+    def flow_backend(self) -> FlowBackend | None:
+        """Return what computes flow here; None if that is done with the networks."""
+        backend = HOST_BACKENDS.get(self.flow.backend)
+        return backend(self.flow.parameters) if backend else None
 
 
 @dataclass(frozen=True)
@@ -49,20 +49,22 @@ class Task:
     """The clip."""
     streams: tuple[str, ...]
     """Subset of "rgb" and "flow"."""
+    standing: bool = False
+    """Whether another stream of the clip failed in an earlier job, and stays so."""
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """What became of a task: each wanted stream is either in `images` or in `failures`."""
+    """What became of a task: each wanted stream is either in `products` or in `failures`."""
 
     task: Task
     """The task."""
     source: tuple[int, int]
     """Size in bytes and mtime in nanoseconds of the clip's file; zeros if there is none."""
-    images: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
-    """Stream -> `[V, T, S, S, 3]`."""
-    times: NDArray[np.float64] | None = None
-    """Seconds `[V, T]` at which the frames are shown."""
+    products: dict[str, NDArray[Any]] = field(default_factory=dict)
+    """Stream -> what `prepare` made, `[V, F, ...]`."""
+    times: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    """Stream -> seconds `[V, T]` of its features."""
     failures: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Stream -> reason code and message."""
 
@@ -83,15 +85,15 @@ def decode_task(task: Task, settings: DecodeSettings) -> Decoded:
     """Decode a clip for the wanted streams; whatever goes wrong with it becomes a reason code."""
     source = source_of(task.clip)
     try:
-        backend = FLOW_BACKENDS[settings.flow_backend](settings.flow_parameters)
         sampled = sample(task, settings)
-        images, failures = {}, {}
-        for stream in task.streams:
-            try:
-                images[stream] = prepare(stream, sampled, settings, backend)
-            except DecodeError as error:
-                failures[stream] = (error.reason, error.message)
-        return Decoded(task, source, images, sampled.times, failures)
+        flow = settings.flow_backend()
+        products = {
+            stream: prepare(array, settings.streams[stream], flow, settings.flow.scale)
+            for stream, array in sampled.arrays.items()
+        }
+        missing = [stream for stream in task.streams if stream not in products]
+        failures = dict.fromkeys(missing, ("single-frame", "the clip has one frame, flow needs two"))
+        return Decoded(task, source, products, sampled.times, failures)
     except DecodeError as error:
         return failed(task, error.reason, error.message, source)
     except Exception as error:  # one odd clip must not end a job of thousands
@@ -104,58 +106,15 @@ def sample(task: Task, settings: DecodeSettings) -> Sampled:
     Raises:
         DecodeError: If the clip cannot be decoded.
     """
-    sides = {stream: side for stream, side in settings.sides.items() if stream in task.streams}
-    return decode_clip(
-        task.clip.path,
-        settings.sampling,
-        clip_id=task.clip.id,
-        rgb_short_side=sides.get("rgb"),
-        grey_short_side=sides.get("flow"),
-    )
-
-
-def prepare(stream: str, sampled: Sampled, settings: DecodeSettings, backend: FlowBackend) -> NDArray[np.uint8]:
-    """Make a stream's images `[V, T, S, S, 3]` from the decoded frames.
-
-    Raises:
-        DecodeError: "single-frame" for flow of a clip of one frame.
-    """
-    return _PREPARE[stream](sampled, settings, backend)
-
-
-def _prepare_rgb(sampled: Sampled, settings: DecodeSettings, _: FlowBackend) -> NDArray[np.uint8]:
-    assert sampled.images is not None
-    return fit(sampled.images, settings.sides["rgb"], settings.fit)
-
-
-def _prepare_flow(sampled: Sampled, settings: DecodeSettings, backend: FlowBackend) -> NDArray[np.uint8]:
-    if sampled.pairs is None:
-        raise DecodeError("single-frame", "the clip has one frame, flow needs two")
-    views, frames = sampled.pairs.shape[:2]
-    flow = backend(sampled.pairs.reshape(views * frames, *sampled.pairs.shape[2:]))
-    images = fit(render(flow, settings.flow_scale), settings.sides["flow"], settings.fit)
-    return images.reshape(views, frames, *images.shape[1:])
-
-
-_PREPARE: dict[str, Callable[[Sampled, DecodeSettings, FlowBackend], NDArray[np.uint8]]] = {
-    "rgb": _prepare_rgb,
-    "flow": _prepare_flow,
-}
+    wants = {stream: settings.streams[stream].want for stream in task.streams}
+    clip = task.clip
+    return decode_clip(clip.path, settings.sampling, wants, clip_id=clip.id, span=clip.span, hwaccel=settings.hwaccel)
 
 
 def failed(task: Task, reason: str, message: str, source: tuple[int, int]) -> Decoded:
     """Return a task's result if none of its streams could be had."""
     line = " ".join(message.split())
     return Decoded(task, source, failures=dict.fromkeys(task.streams, (reason, line)))
-
-
-def source_of(clip: Clip) -> tuple[int, int]:
-    """Return size and mtime_ns of a clip's file, zeros if it cannot be looked at."""
-    try:
-        status = os.stat(clip.path)
-    except (OSError, ValueError):
-        return (0, 0)
-    return (status.st_size, status.st_mtime_ns)
 
 
 def _die_with_parent() -> None:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from ..cache.errors import MachineError
 from ..extract.config import ExtractConfig
-from ..extract.decode import decode_clip
-from ..extract.flow import FLOW_BACKENDS, FarnebackParameters
+from ..extract.decode import Want, decode_clip
+from ..extract.flow import HOST_BACKENDS, FarnebackParameters
 from ..extract.flow.render import render
 from ..extract.job import extract
 from ..extract.sampling import Sampling
@@ -120,13 +120,11 @@ def _pictures(
     videos: Path, split: ClassSplit, config: DemoConfig
 ) -> list[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]:
     """A frame and its flow of one clip of each of the first eight test classes, some of them spoiled."""
-    flow = FLOW_BACKENDS["opencv"](FarnebackParameters())
+    flow = HOST_BACKENDS["opencv"](FarnebackParameters())
+    wants = {"rgb": Want(config.image_size), "flow": Want(config.image_size, pairs=True)}
     pictures = []
     for number, name in enumerate(split.test[:8]):
         path = videos / name / f"{number % config.clips_per_class:03d}.mp4"
-        side = config.image_size
-        sampled = decode_clip(path, Sampling(frames=3), clip_id=path.name, rgb_short_side=side, grey_short_side=side)
-        assert sampled.images is not None
-        assert sampled.pairs is not None
-        pictures.append((name, sampled.images[0, 1], render(flow(sampled.pairs[0, 1:2]))[0]))
+        sampled = decode_clip(path, Sampling(frames=3), wants, clip_id=path.name)
+        pictures.append((name, sampled.arrays["rgb"][0, 1], render(flow(sampled.arrays["flow"][0, 1:2]))[0]))
     return pictures

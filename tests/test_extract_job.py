@@ -18,25 +18,28 @@ from amfir.cache import Failure, Store, StreamWriter
 from amfir.cache.errors import MachineError, UserError
 from amfir.extract.backbones import Backbone, load_backbone
 from amfir.extract.backbones.vision import torchvision
+from amfir.extract.batcher import Batcher
 from amfir.extract.clips import Clip
-from amfir.extract.config import ExtractConfig, decode_settings, stream_spec
-from amfir.extract.decode import decode_clip
-from amfir.extract.flow import FLOW_BACKENDS, FarnebackParameters
+from amfir.extract.config import ExtractConfig
+from amfir.extract.decode import Want, decode_clip
+from amfir.extract.flow import HOST_BACKENDS, FarnebackParameters
 from amfir.extract.flow.render import render
 from amfir.extract.frames import fit
 from amfir.extract.job import extract
-from amfir.extract.lanes import Batcher
 from amfir.extract.line import run_line
-from amfir.extract.networks import Network, find_device
+from amfir.extract.networks import find_devices
 from amfir.extract.plan import make_plan
 from amfir.extract.report import Progress, Tally
 from amfir.extract.sampling import Sampling
+from amfir.extract.spec import stream_spec
 from amfir.extract.stages import stage_seconds
 from amfir.extract.worker import Decoded, decode_task
 
+from .extracting import network_of, settings_for
+
 MakeClip = Callable[..., Path]
 SMALL = ExtractConfig(frames=3, size=32, workers=1, device="cpu")
-TINY = decode_settings(ExtractConfig(("rgb",), frames=2), {"rgb": 16})
+TINY = settings_for(ExtractConfig(("rgb",), frames=2), rgb=16)
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +73,11 @@ def reference(clip: Clip, config: ExtractConfig, backbone: Backbone, batch_size:
     """Extract a clip step by step, every image alone at the end of a batch of noise."""
     side = config.size or backbone.size
     sampling = Sampling(config.frames, config.views, config.seed)
-    sampled = decode_clip(clip.path, sampling, clip_id=clip.id, rgb_short_side=side, grey_short_side=side)
-    assert sampled.images is not None
-    assert sampled.pairs is not None
-    pairs = sampled.pairs.reshape(-1, *sampled.pairs.shape[2:])
-    flow = FLOW_BACKENDS["opencv"](config.flow_parameters)(pairs)
+    sampled = decode_clip(clip.path, sampling, {"rgb": Want(side), "flow": Want(side, pairs=True)}, clip_id=clip.id)
+    pairs = sampled.arrays["flow"].reshape(-1, *sampled.arrays["flow"].shape[2:])
+    flow = HOST_BACKENDS["opencv"](config.flow_parameters)(pairs)
     rendered = render(flow, config.flow_scale)
-    images = {"rgb": fit(sampled.images, side, config.fit), "flow": fit(rendered, side, config.fit)}
+    images = {"rgb": fit(sampled.arrays["rgb"], side, config.fit), "flow": fit(rendered, side, config.fit)}
     noise = np.random.default_rng(7).integers(0, 256, (batch_size, side, side, 3), dtype=np.uint8)
     features: dict[str, NDArray[np.float16]] = {}
     for stream, array in images.items():
@@ -116,18 +117,19 @@ def test_features_equal_the_sequential_reference_bit_by_bit(
     assert report.clips_per_second == 5 / report.seconds
     assert (seen[-1].total, seen[-1].done, seen[-1].failed) == (5, 5, 0)
     for stream in ("rgb", "flow"):
-        data = Store(tmp_path / "cache").read(stream, stream_spec(stream, backbone, config))
+        data = Store(tmp_path / "cache").read(stream, stream_spec(stream, network_of(backbone, config, stream), config))
         assert list(data.clip_ids) == [clip.id for clip in clips]
         for i, clip in enumerate(clips):
             expected = reference(clip, config, backbone, config.batch_size or 4)[stream]
             assert data.features[i].tobytes() == expected.tobytes()
             assert data.labels[i] == clip.label
-            assert data.index.sources[i].tolist() == [clip.path.stat().st_size, clip.path.stat().st_mtime_ns]
+            status = Path(clip.path).stat()
+            assert data.index.sources[i].tolist() == [status.st_size, status.st_mtime_ns]
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 7])
 def test_an_image_has_the_same_features_wherever_it_stands_in_the_batch(batch_size: int, backbone: Backbone) -> None:
-    network = Network(backbone, 96, batch_size)
+    network = network_of(backbone, ExtractConfig(size=96, batch_size=batch_size))
     generator = np.random.default_rng(0)
     image = generator.integers(0, 256, (96, 96, 3), dtype=np.uint8)
     results = set()
@@ -141,12 +143,12 @@ def test_an_image_has_the_same_features_wherever_it_stands_in_the_batch(batch_si
 
 
 def test_the_batcher_packs_across_clips_and_pads_the_rest_with_zeros() -> None:
-    batcher: Batcher[str] = Batcher(3, 2)
+    batcher: Batcher[str] = Batcher(3)
     images = np.arange(1, 6, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
     first = [*batcher.add(images[:2], ["a0", "a1"]), *batcher.add(images[2:], ["b0", "b1", "b2"])]
     rest = list(batcher.rest())
     assert [batch.slots for batch in first + rest] == [["a0", "a1", "b0"], ["b1", "b2"]]
-    assert [batch.images[:, 0, 0, 0].tolist() for batch in first + rest] == [[1, 2, 3], [4, 5, 0]]
+    assert [batch.items[:, 0, 0, 0].tolist() for batch in first + rest] == [[1, 2, 3], [4, 5, 0]]
     assert list(batcher.rest()) == []
 
 
@@ -197,7 +199,7 @@ def test_a_file_that_changed_since_is_reported(clips: list[Clip], tmp_path: Path
     extract(clips[:2], cache, config)
     before = bits(cache, "rgb")
     os.utime(clips[0].path, ns=(1, 1))
-    clips[1].path.unlink()
+    Path(clips[1].path).unlink()
     report = extract(clips[:2], cache, config)
     assert (report.skipped, report.changed) == (2, 1)
     assert bits(cache, "rgb") == before
@@ -261,14 +263,15 @@ def test_settings_that_no_job_can_use_are_refused(change: dict[str, Any], messag
 
 
 def test_a_device_that_does_not_exist_is_refused() -> None:
-    assert find_device("cpu").type == "cpu"
+    assert [device.type for device in find_devices("cpu")] == ["cpu"]
     with pytest.raises(UserError, match="cuda:99"):
-        find_device("cuda:99")
+        find_devices("cuda:99")
 
 
 def test_the_spec_holds_what_changes_features_and_nothing_else(backbone: Backbone) -> None:
     def fingerprint(stream: str = "flow", **change: Any) -> str:
-        return stream_spec(stream, backbone, replace(SMALL, **change)).fingerprint
+        config = replace(SMALL, **change)
+        return stream_spec(stream, network_of(backbone, config, stream), config).fingerprint
 
     base = fingerprint()
     same: list[dict[str, Any]] = [{"workers": 2}, {"seed": 5}, {"timeout_seconds": 9.0}, {"streams": ("flow",)}]
@@ -314,7 +317,7 @@ def test_stage_seconds_names_every_stage(clips: list[Clip], tmp_path: Path) -> N
 def test_an_old_failure_of_one_stream_leaves_the_other(backbone: Backbone, clips: list[Clip], tmp_path: Path) -> None:
     """A clip whose flow failed earlier still gets its RGB row, and counts as failed."""
     cache = tmp_path / "cache"
-    with StreamWriter(cache, stream_spec("flow", backbone, SMALL)) as writer:
+    with StreamWriter(cache, stream_spec("flow", network_of(backbone, SMALL, "flow"), SMALL)) as writer:
         writer.add_failure(Failure(clips[0].id, clips[0].label, "timeout", "too long", 1, 1))
     report = extract(clips[:2], cache, SMALL)
     assert (report.done, report.failed, [failure.reason for failure in report.failures]) == (1, 1, ["timeout"])
@@ -339,11 +342,12 @@ def test_no_memory_for_a_batch_is_one_line_and_what_was_finished_is_kept(clips: 
     backbone = Backbone("hungry", Hungry(), 2, 16, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "0" * 64, ())
     plan = make_plan(clips, tmp_path / "cache", ("rgb",), retry_failed=False)
     tally = Tally(plan, 0.0)
-    config = ExtractConfig(("rgb",), frames=2, size=16)
-    writer = StreamWriter(tmp_path / "cache", stream_spec("rgb", backbone, config))
-    results = (decode_task(task, TINY) for task in plan.tasks * 9)
+    config = ExtractConfig(("rgb",), frames=2, size=16, batch_size=2)
+    network = network_of(backbone, config)
+    writer = StreamWriter(tmp_path / "cache", stream_spec("rgb", network, config))
+    results = (decode_task(task, TINY) for task in [*plan.tasks()] * 9)
     with pytest.raises(MachineError, match=r"--batch-size") as caught:
-        run_line(results, {"rgb": Network(backbone, 16, 2)}, 1, {"rgb": writer}, tally, lambda _: None)
+        run_line(results, [{"rgb": network}], {"rgb": writer}, tally, lambda _: None)
     assert "\n" not in str(caught.value)
     assert sorted(Store(tmp_path / "cache").done("rgb")) == ["c0.mp4", "c1.mp4"]
 
@@ -351,14 +355,15 @@ def test_no_memory_for_a_batch_is_one_line_and_what_was_finished_is_kept(clips: 
 def test_a_partial_batch_is_run_when_nothing_comes(clips: list[Clip], backbone: Backbone, tmp_path: Path) -> None:
     plan = make_plan(clips[:1], tmp_path / "cache", ("rgb",), retry_failed=False)
     tally = Tally(plan, 0.0)
-    spec = stream_spec("rgb", backbone, ExtractConfig(("rgb",), frames=2, size=32, batch_size=64))
+    config = ExtractConfig(("rgb",), frames=2, size=32, batch_size=64)
+    network = network_of(backbone, config)
+    (task,) = plan.tasks()
 
     def one_clip_then_nothing() -> Iterator[Decoded | None]:
-        yield decode_task(plan.tasks[0], replace(TINY, sides={"rgb": 32}))
+        yield decode_task(task, settings_for(config, rgb=32))
         while not tally.progress().done:
             yield None
 
-    networks = {"rgb": Network(backbone, 32, 64)}
-    writers = {"rgb": StreamWriter(tmp_path / "cache", spec)}
-    run_line(one_clip_then_nothing(), networks, 1, writers, tally, lambda _: None)
+    writers = {"rgb": StreamWriter(tmp_path / "cache", stream_spec("rgb", network, config))}
+    run_line(one_clip_then_nothing(), [{"rgb": network}], writers, tally, lambda _: None)
     assert list(Store(tmp_path / "cache").done("rgb")) == ["c0.mp4"]

@@ -6,20 +6,21 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from amfir.extract.clips import Clip
-from amfir.extract.config import ExtractConfig, decode_settings
+from amfir.extract.config import ExtractConfig
 from amfir.extract.decode import REASONS
 from amfir.extract.pool import DecoderPool
 from amfir.extract.worker import Decoded, Task, decode_task
 
+from .extracting import settings_for
+
 MakeClip = Callable[..., Path]
-SLOW = decode_settings(ExtractConfig(("flow",), views=20), {"flow": 320})
-TINY = decode_settings(ExtractConfig(("rgb",), frames=2), {"rgb": 16})
+SLOW = settings_for(ExtractConfig(("flow",), views=20), flow=320)
+TINY = settings_for(ExtractConfig(("rgb",), frames=2), rgb=16)
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_a_clip_that_takes_too_long_is_given_up_and_its_worker_replaced(
         assert "0.3 s" in decoded[0].failures["flow"][1]
         assert decoded[0].source[0] == (tmp_path / "slow.mp4").stat().st_size
         (quick,) = (item for item in pool.results([Task(clip, ("rgb",))], TINY) if item)
-        assert quick.images["rgb"].shape == (1, 2, 16, 16, 3)
+        assert quick.products["rgb"].shape == (1, 2, 16, 16, 3)
     assert multiprocessing.active_children() == []
 
 
@@ -72,7 +73,7 @@ def kill_workers() -> None:
 
 
 def test_whatever_goes_wrong_with_a_clip_becomes_a_reason_code(clip: Clip) -> None:
-    nonsense = replace(TINY, sides={"rgb": -5})
+    nonsense = settings_for(ExtractConfig(("rgb",), frames=2), rgb=-5)
     decoded = decode_task(Task(clip, ("rgb",)), nonsense)
     assert decoded.failures["rgb"][0] == "decoder-error"
     assert "\n" not in decoded.failures["rgb"][1]
@@ -81,9 +82,9 @@ def test_whatever_goes_wrong_with_a_clip_becomes_a_reason_code(clip: Clip) -> No
 
 def test_a_clip_of_one_frame_has_images_but_no_flow(make_clip: MakeClip, tmp_path: Path) -> None:
     clip = Clip("one.mp4", make_clip(tmp_path / "one.mp4", num_frames=1), "x")
-    settings = decode_settings(ExtractConfig(frames=3), {"rgb": 32, "flow": 48})
+    settings = settings_for(ExtractConfig(frames=3), rgb=32, flow=48)
     both, rgb, flow = (decode_task(Task(clip, streams), settings) for streams in [("rgb", "flow"), ("rgb",), ("flow",)])
-    assert both.images["rgb"].tobytes() == rgb.images["rgb"].tobytes()
-    assert both.images["rgb"].shape == (1, 3, 32, 32, 3)
+    assert both.products["rgb"].tobytes() == rgb.products["rgb"].tobytes()
+    assert both.products["rgb"].shape == (1, 3, 32, 32, 3)
     assert [decoded.failures["flow"][0] for decoded in (both, flow)] == ["single-frame"] * 2
     assert rgb.failures == {}

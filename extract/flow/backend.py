@@ -1,12 +1,15 @@
 """What a flow backend is, and the parameters of Farneback's method that they share."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...cache.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 GAUSSIAN_WINDOW = 256
 """The one flag that changes the method: cv2.OPTFLOW_FARNEBACK_GAUSSIAN."""
@@ -67,5 +70,25 @@ class FlowBackend(Protocol):
         Returns:
             `[N, H, W, 2]`, x and y displacement in pixels per frame step: what lies at (x, y) in the first frame lies
             at (x + u, y + v) in the second.
+        """
+        ...
+
+
+class DeviceFlow(Protocol):
+    """Computes dense flow between pairs of grey frames that lie on a device."""
+
+    name: str
+    """Key of the backend in the registry."""
+    version: str
+    """Library and its version: flow may change with it, so it belongs to a stream's spec."""
+
+    def __call__(self, pairs: "torch.Tensor") -> "torch.Tensor":
+        """Compute the flow of each pair.
+
+        Args:
+            pairs: Grey frames `[N, 2, H, W]`, uint8.
+
+        Returns:
+            `[N, H, W, 2]`, float32, as `FlowBackend` gives it. A pair's flow does not depend on the other pairs.
         """
         ...

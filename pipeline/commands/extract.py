@@ -4,9 +4,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ...cache.errors import UserError
-from ...extract.config import FITS, ExtractConfig
+from ...extract.config import ENGINES, FITS, PRECISIONS, PRESETS, ExtractConfig
+from ...extract.flow import BACKENDS
+from ...extract.hwaccel import HWACCELS
 from ...extract.reasons import REASONS
 from ..console import EXIT_PARTIAL, json_option, parse_streams, print_json, resumable, say
 
@@ -19,8 +22,9 @@ _file = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command()
-@click.argument("videos", type=click.Path(path_type=Path))
+@click.argument("videos")
 @click.option("--cache", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Where the features go.")
+@click.option("--preset", type=click.Choice(sorted(PRESETS)), help="Settings that belong together; others override it.")
 @click.option(
     "--streams", default=",".join(_DEFAULT.streams), show_default=True, callback=parse_streams, help="Modalities."
 )
@@ -33,14 +37,55 @@ _file = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--seed", default=_DEFAULT.seed, show_default=True, help="Seed of the further views, which are random.")
 @click.option("--size", type=int, metavar="PIXELS", help="Side of the networks' input.  [default: the backbone's own]")
 @click.option(
+    "--short-side", type=int, metavar="PIXELS", help="Frames are resized to it before cut and flow.  [default: --size]"
+)
+@click.option(
     "--fit", type=click.Choice(FITS), default=_DEFAULT.fit, show_default=True, help="Cut a square or squeeze to one."
+)
+@click.option("--normalise/--no-normalise", default=True, show_default=True, help="RGB as in the backbone's training.")
+@click.option(
+    "--tokens", type=click.Choice(["0", "16", "49"]), default="0", show_default=True, help="Spatial tokens a frame."
+)
+@click.option(
+    "--flow-backend",
+    type=click.Choice(BACKENDS),
+    default=_DEFAULT.flow_backend,
+    show_default=True,
+    help="Where flow comes from; auto is opencv on a CPU, triton on a GPU.",
 )
 @click.option(
     "--flow-scale", default=_DEFAULT.flow_scale, show_default=True, help="Grey levels per pixel in the rendered flow."
 )
 @click.option("--batch-size", type=int, help="Images in each run of a network.  [default: 4 on a CPU, 64 on a GPU]")
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default=_DEFAULT.precision,
+    show_default=True,
+    help="auto is fp32 on a CPU, half on a GPU.",
+)
 @click.option("--workers", type=int, metavar="N", help="Decoder processes.  [default: one a core]")
-@click.option("--device", default=_DEFAULT.device, show_default=True, help="cpu, cuda, cuda:1 ... or auto.")
+@click.option(
+    "--device", default=_DEFAULT.device, show_default=True, help="cpu, cuda:1, cuda:0,cuda:1 ... or auto: all GPUs."
+)
+@click.option(
+    "--hwaccel",
+    type=click.Choice(HWACCELS),
+    default=_DEFAULT.hwaccel,
+    show_default=True,
+    help="Decode by hardware where it can.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(ENGINES),
+    default=_DEFAULT.engine,
+    show_default=True,
+    help="This machine, or a Ray cluster.",
+)
+@click.option("--address", metavar="HOST:PORT", help="Ray cluster.  [default: RAY_ADDRESS, or one on this machine]")
+@click.option(
+    "--strict", is_flag=True, help="Refuse a cache whose flow another backend made, though both agree to 1e-5 px."
+)
 @click.option(
     "--timeout",
     "timeout_seconds",
@@ -51,8 +96,11 @@ _file = click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 @click.option("--retry-failed", is_flag=True, help="Try clips again that failed in an earlier run.")
 @json_option
-def extract(videos: Path, cache: Path, as_json: bool, **settings: Any) -> None:
-    """Turn VIDEOS, a folder with one folder a class or a CSV path,label[,split], into features in a cache.
+def extract(videos: str, cache: Path, as_json: bool, preset: str | None, **settings: Any) -> None:
+    """Turn VIDEOS into features in a cache.
+
+    VIDEOS is a folder with one folder a class, a CSV path,label[,split], WebDataset shards (a folder of .tar files, or
+    'shards/{000..099}.tar'), or an address that fsspec opens, such as s3://bucket/videos.
 
     The same command again goes on where the last one ended, and makes damaged segments anew. Clips that cannot be
     decoded are listed with a reason and end the command with exit code 3; all others are extracted.
@@ -61,8 +109,15 @@ def extract(videos: Path, cache: Path, as_json: bool, **settings: Any) -> None:
     Examples:
       amfir extract videos --cache features
       amfir extract clips.csv --cache features --streams rgb --rgb resnet50 --views 3
+      amfir extract videos --cache features --preset papers --device auto
+      amfir extract s3://bucket/videos --cache /shared/features --engine ray --address head:6379
       amfir extract videos --cache features --retry-failed --json
     """
+    if preset:
+        context = click.get_current_context()
+        given = {name for name in settings if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
+        settings |= {name: value for name, value in PRESETS[preset].items() if name not in given}
+    settings["tokens"] = int(settings["tokens"])
     with resumable():
         report = _run(videos, cache, ExtractConfig(**settings))
     if as_json:
@@ -81,14 +136,14 @@ def extract(videos: Path, cache: Path, as_json: bool, **settings: Any) -> None:
         raise SystemExit(EXIT_PARTIAL)
 
 
-def _run(videos: Path, cache: Path, config: ExtractConfig) -> "ExtractReport":
+def _run(videos: str, cache: Path, config: ExtractConfig) -> "ExtractReport":
     from ...extract.job import extract as run_job
-    from ..datasets import list_clips
+    from ..datasets import open_source
     from ..progress import Bar
 
-    if videos.is_dir() and cache.resolve().is_relative_to(videos.resolve()):
+    if Path(videos).is_dir() and cache.resolve().is_relative_to(Path(videos).resolve()):
         raise UserError(f"the cache would lie among the videos; --cache {cache}; name a folder outside {videos}")
-    clips = list_clips(videos)
+    clips = open_source(videos)
     with Bar("clip") as bar:
 
         def show(progress: "Progress | ExtractReport", clips: int) -> None:

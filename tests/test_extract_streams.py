@@ -1,0 +1,191 @@
+"""Streams beyond one image a frame: flow on the networks' device, stacks, whole views, cuts, tokens."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from amfir.cache import Store
+from amfir.cache.errors import UserError
+from amfir.extract.backbones import i3d, load_backbone
+from amfir.extract.batcher import OPEN_SHAPES, Batcher
+from amfir.extract.clips import Clip
+from amfir.extract.config import ExtractConfig
+from amfir.extract.decode import Want, decode_clip
+from amfir.extract.flow.on_device import area_weights, render, squash
+from amfir.extract.flow.render import render as render_on_host
+from amfir.extract.frames import fit
+from amfir.extract.job import extract
+from amfir.extract.networks import choose_precision, find_devices, load_networks
+from amfir.extract.sampling import Sampling, frame_positions
+from amfir.extract.spec import agree, stream_spec
+
+MakeClip = Callable[..., Path]
+SMALL = ExtractConfig(("flow",), frames=2, size=32, workers=1, device="cpu")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def clips(tmp_path: Path, make_clip: MakeClip) -> list[Clip]:
+    """Two clips of the same shape and one of another."""
+    return [
+        Clip(f"c{i}.mp4", make_clip(tmp_path / f"c{i}.mp4", num_frames=12, seed=i, width=width), "x")
+        for i, width in enumerate((64, 64, 80))
+    ]
+
+
+def features(cache: Path, stream: str) -> NDArray[np.float32]:
+    return Store(cache).read(stream).features.astype(np.float32)
+
+
+def test_flow_on_the_networks_device_gives_what_opencv_gives(clips: list[Clip], tmp_path: Path) -> None:
+    assert extract(clips, tmp_path / "opencv", SMALL).done == 3
+    report = extract(clips, tmp_path / "torch", replace(SMALL, flow_backend="torch"))
+    assert report.done == 3
+    ours, theirs = features(tmp_path / "torch", "flow"), features(tmp_path / "opencv", "flow")
+    assert np.array_equal(ours, theirs)  # hardly a code differs, and none here
+    spec = Store(tmp_path / "torch").spec("flow")
+    flow = spec.settings["flow"]
+    assert isinstance(flow, dict)
+    assert flow["backend"] == "torch"
+
+
+def test_backends_that_agree_share_a_stream_unless_strictness_is_asked_for(clips: list[Clip], tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    extract(clips[:1], cache, SMALL)
+    before = Store(cache).spec("flow")
+    with pytest.raises(UserError, match=r'flow\.backend: "opencv" in the cache, "torch" asked'):
+        extract(clips, cache, replace(SMALL, flow_backend="torch", strict=True))
+    assert extract(clips, cache, replace(SMALL, flow_backend="torch")).done == 2
+    assert Store(cache).spec("flow") == before
+    other = replace(SMALL, flow_backend="torch", flow_scale=3.0)
+    with pytest.raises(UserError, match=r"flow\.scale"):
+        extract(clips, cache, other)
+
+
+def test_backends_agree_by_name_and_in_all_else() -> None:
+    spec = stream_spec("flow", load_networks(SMALL)["flow"], SMALL)
+
+    def changed(**change: Any) -> Any:
+        flow = spec.settings["flow"]
+        assert isinstance(flow, dict)
+        return replace(spec, settings={**spec.settings, "flow": {**flow, **change}})
+
+    assert agree(spec, changed(backend="triton", version="triton 9"))
+    assert not agree(spec, changed(backend="opencv-cuda", version="opencv 5 cuda"))
+    assert not agree(spec, changed(backend="torch", winsize=21))
+    assert not agree(spec, replace(spec, frames=3))
+
+
+@pytest.mark.parametrize("how", ["crop", "squash"])
+def test_the_input_made_on_a_device_is_the_host_s(how: Any) -> None:
+    generator = np.random.default_rng(0)
+    flow = (generator.standard_normal((2, 40, 57, 2)) * 6).astype(np.float32)
+    rendered = render_on_host(flow)
+    assert np.array_equal(render(torch.from_numpy(flow), 255 / 40).numpy(), rendered)
+    if how == "squash":
+        assert np.array_equal(squash(torch.from_numpy(rendered), 32).numpy(), fit(rendered, 32, "squash"))
+        assert np.allclose(squash(torch.from_numpy(flow), 32).numpy(), fit(flow, 32, "squash"), atol=1e-5)
+
+
+def test_area_weights_are_the_overlaps() -> None:
+    """5 pixels on 2: the middle one lies half in each."""
+    assert np.allclose(area_weights(5, 2), [[0.4, 0.4, 0.2, 0, 0], [0, 0, 0.2, 0.4, 0.4]])
+
+
+def test_a_short_side_above_the_size_cuts_the_centre_out(clips: list[Clip], tmp_path: Path) -> None:
+    """As the papers do: short side 256, centre 224."""
+    config = replace(SMALL, streams=("rgb",), short_side=40, fit="crop")
+    assert extract(clips, tmp_path / "cache", config).done == 3
+    sampled = decode_clip(clips[2].path, Sampling(2), {"rgb": Want(40)}, clip_id="x")
+    images = sampled.arrays["rgb"][0]
+    top, left = (images.shape[1] - 32) // 2, (images.shape[2] - 32) // 2
+    backbone = load_networks(config)["rgb"].backbone
+    with torch.inference_mode():
+        cut = torch.from_numpy(images[:, top : top + 32, left : left + 32].copy())
+        expected = backbone.features(cut)[:, 0].numpy()
+    assert np.allclose(features(tmp_path / "cache", "rgb")[2, 0], expected, atol=1e-2)
+    spec = Store(tmp_path / "cache").spec("rgb")
+    assert spec.settings["short_side"] == 40
+    with pytest.raises(UserError, match="--short-side"):
+        load_networks(replace(config, short_side=20))
+
+
+def test_i3d_takes_eight_fields_a_feature_in_one_pass(clips: list[Clip], tmp_path: Path) -> None:
+    weights = i3d_weights(tmp_path)
+    config = ExtractConfig(
+        ("flow",), flow=i3d.NAME, flow_weights=weights, frames=2, size=32, workers=1, device="cpu", fit="crop"
+    )
+    assert extract(clips, tmp_path / "opencv", config).done == 3
+    sampled = decode_clip(clips[2].path, Sampling(16), {"flow": Want(32, pairs=True)}, clip_id="x")
+    pairs = sampled.arrays["flow"][0]
+    flow = np.stack([cv2.calcOpticalFlowFarneback(*pair, None, 0.5, 3, 15, 3, 5, 1.2, 0) for pair in pairs])  # type: ignore[call-overload]
+    fields = fit(flow.astype(np.float32), 32, "crop")
+    backbone = load_backbone(i3d.NAME, weights)
+    with torch.inference_mode():
+        expected = backbone.features(torch.from_numpy(fields)[None])[0].numpy()
+    found = features(tmp_path / "opencv", "flow")
+    assert found.shape == (3, 1, 2, 1024)
+    assert np.allclose(found[2, 0], expected, rtol=2e-3, atol=1e-3)
+    assert np.abs(expected).max() > 0
+    times = Store(tmp_path / "opencv").read("flow").times
+    positions = frame_positions(12, Sampling(16), "x").reshape(2, 8)
+    assert np.allclose(times[2, 0], positions.mean(axis=1) / 25)
+    assert extract(clips, tmp_path / "torch", replace(config, flow_backend="torch")).done == 3
+    assert np.allclose(features(tmp_path / "torch", "flow"), found, rtol=1e-2, atol=1e-3)
+
+
+def i3d_weights(folder: Path) -> Path:
+    """Save an I3D with random weights whose activations neither vanish nor explode."""
+    generator = torch.Generator().manual_seed(0)
+    network = i3d.I3D()
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv3d):
+            fan = module.weight[0].numel()
+            module.weight.data = torch.randn(module.weight.shape, generator=generator) * (2 / fan) ** 0.5
+    path = folder / "i3d.pt"
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def test_tokens_are_cached_as_such(clips: list[Clip], tmp_path: Path) -> None:
+    config = replace(SMALL, streams=("rgb",), size=64, tokens=16)
+    assert extract(clips[:1], tmp_path / "cache", config).done == 1
+    assert features(tmp_path / "cache", "rgb").shape == (1, 1, 2, 16, 1280)
+    assert Store(tmp_path / "cache").spec("rgb").tokens == 16
+
+
+def test_i3d_takes_no_frames(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--flow"):
+        load_networks(ExtractConfig(("rgb",), rgb=i3d.NAME, rgb_weights=i3d_weights(tmp_path), device="cpu"))
+
+
+def test_the_batcher_keeps_shapes_apart_and_few_of_them_open() -> None:
+    batcher: Batcher[int] = Batcher(2)
+
+    def add(width: int, slot: int) -> list[tuple[tuple[int, ...], list[int]]]:
+        batches = batcher.add(np.ones((1, 2, width), np.uint8), [slot])
+        return [(batch.items.shape, batch.slots) for batch in batches]
+
+    assert [add(3, 0), add(4, 1), add(3, 2)] == [[], [], [((2, 2, 3), [0, 2])]]
+    for width in range(5, 4 + OPEN_SHAPES):
+        assert add(width, width) == []
+    assert add(99, 99) == [((2, 2, 4), [1])]
+    assert len(list(batcher.rest())) == OPEN_SHAPES
+
+
+def test_devices_are_named_once_and_are_of_one_kind() -> None:
+    for names in ("cpu,cpu", "cuda:99", "cpu,"):
+        with pytest.raises(UserError):
+            find_devices(names)
+
+
+def test_half_precision_is_for_gpus() -> None:
+    assert choose_precision("auto", CPU) == "fp32"
+    assert choose_precision("bf16", CPU) == "bf16"
