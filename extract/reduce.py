@@ -67,7 +67,7 @@ class Collector:
 
     def add(self, position: int, frame: VideoFrame) -> None:
         """Take the decoded frame at a position; the first one decides the size of all."""
-        rgb = _upright_rgb(frame)
+        rgb = upright_rgb(frame)
         self._times[position] = position / self._rate if frame.time is None else frame.time
         for stream in self._streams.values():
             stream.add(position, rgb)
@@ -132,7 +132,7 @@ def _taken(want: Want, positions: NDArray[np.int64], num_frames: int) -> NDArray
     return np.stack(successors(positions, num_frames), axis=-1) if num_frames > 1 else None
 
 
-def _upright_rgb(frame: VideoFrame) -> NDArray[np.uint8]:
+def upright_rgb(frame: VideoFrame) -> NDArray[np.uint8]:
     """Return the frame's pixels `[H, W, 3]`, turned as its display matrix says."""
     rgb = frame.to_ndarray(format="rgb24", threads=1)
     # Phones store the picture as the sensor lies; the decoder leaves it to us to turn it.

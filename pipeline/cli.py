@@ -18,6 +18,8 @@ from .console import ARGUMENTS_KEY, EXIT_INTERRUPTED, EXIT_MACHINE, EXIT_USAGE, 
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo:demo", "Run everything on synthetic clips, in three minutes."),
     "data": ("data:data", "Make synthetic clips."),
+    "weights": ("weights:weights", "List, fetch and check the networks' weights."),
+    "flow": ("flow:flow", "Render a clip's flow beside its frames."),
     "extract": ("extract:extract", "Turn videos into cached features."),
     "cache": ("cache:cache", "Look into a cache, check it, pack it."),
     "train": ("train:train", "Meta-train the heads on a cache."),

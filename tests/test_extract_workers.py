@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -88,3 +89,10 @@ def test_a_clip_of_one_frame_has_images_but_no_flow(make_clip: MakeClip, tmp_pat
     assert both.products["rgb"].shape == (1, 3, 32, 32, 3)
     assert [decoded.failures["flow"][0] for decoded in (both, flow)] == ["single-frame"] * 2
     assert rgb.failures == {}
+
+
+def test_every_reason_code_is_documented() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "failures.md").read_text()
+    documented = dict(re.findall(r"^\| `([a-z-]+)` \| .+ \| (.+) \|$", page, re.MULTILINE))
+    assert documented.keys() == REASONS.keys()
+    assert all(REASONS[code].endswith(mend) for code, mend in documented.items())
