@@ -4,6 +4,7 @@
 - ROOT/MODALITY/spec.json is a stream's spec and its fingerprint.
 - ROOT/MODALITY/segments/NAME.h5 is what the jobs wrote, in the order of time.
 - ROOT/MODALITY/packed/NAME.h5 is what `pack` merged; there are two only until the next pack.
+- ROOT/MODALITY/index.bin says which clips the files hold; made from them again at need.
 """
 
 import errno
@@ -58,6 +59,7 @@ def create_stream(root: Path, spec: StreamSpec) -> None:
         if not (root / spec.modality / "spec.json").exists():
             _create_stream_folder(root, spec)
         require_spec(root, read_spec(root, spec.modality), spec)
+        sweep(root / spec.modality)
         for folder in (segments_folder(root, spec.modality), packed_folder(root, spec.modality)):
             folder.mkdir(exist_ok=True)
             sweep(folder)
@@ -115,15 +117,27 @@ def packed_folder(root: Path, name: str) -> Path:
     return root / name / "packed"
 
 
+def index_path(root: Path, name: str) -> Path:
+    """Return the file of a stream's merged index."""
+    return root / name / "index.bin"
+
+
 def stream_files(root: Path, name: str) -> list[Path]:
     """Return a stream's files, the one to believe first: packed from the newest, then segments from the oldest."""
     while True:
+        # A writer that merges its segments adds the new file before it removes the old ones. A list that is made
+        # meanwhile may lack both, but then a second list has the new file. One that is gone by then stays in the list,
+        # and whoever reads it begins again.
+        segments = _both(list_files(segments_folder(root, name)), list_files(segments_folder(root, name)))
         # A pack adds its file before it removes the segments: look at the segments first, and at the packed files until
         # they stand still, and no row can slip through between the two lists.
-        segments = list_files(segments_folder(root, name))
         packed = list_files(packed_folder(root, name))
         if packed == list_files(packed_folder(root, name)):
             return packed[::-1] + segments
+
+
+def _both(first: list[Path], second: list[Path]) -> list[Path]:
+    return first if first == second else sorted({*first, *second})
 
 
 def _create_stream_folder(root: Path, spec: StreamSpec) -> None:

@@ -4,9 +4,9 @@ import secrets
 from functools import partial
 from pathlib import Path
 
-from .files import file_errors, new_name, remove_file
+from .files import file_errors, new_name
 from .folder import packed_folder
-from .segment import write_file
+from .merge import merge_view
 from .spec import StreamSpec
 from .store import Store
 from .view import load_view, settled
@@ -41,6 +41,4 @@ def _pack_stream(root: Path, spec: StreamSpec) -> None:
     path = folder / f"{new_name(secrets.token_hex(4), 0)}.h5"
     with file_errors(folder):
         folder.mkdir(exist_ok=True)
-        write_file(path, spec, view.merged(spec), view.features(), align=_PAGE_BYTES)
-        for merged in view.paths:
-            remove_file(merged)
+        merge_view(view, spec, path, align=_PAGE_BYTES)

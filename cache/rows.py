@@ -1,6 +1,7 @@
 """Rows, failures and their checksums, wherever they are stored."""
 
 import hashlib
+import math
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ class Row:
     label: str
     """Name of the clip's class."""
     features: NDArray[np.float16]
-    """[V, T, D]."""
+    """[V, T, D], or [V, T, P, D] with tokens."""
     times: NDArray[np.float64]
     """[V, T], seconds from the start of the video."""
     source_size: int
@@ -59,6 +60,21 @@ class Failure:
         return _checksum(texts, (self.source_size, self.source_mtime_ns), ())
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a file holds its features, one contiguous array."""
+
+    start: int
+    """Byte at which it begins."""
+    shape: tuple[int, ...]
+    """[n, V, T, D], or [n, V, T, P, D]."""
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row's features."""
+        return 2 * math.prod(self.shape[1:])
+
+
 @dataclass(frozen=True, eq=False)
 class Index:
     """A file's rows without their features, and its failures."""
@@ -77,10 +93,12 @@ class Index:
     """[n, 16]."""
     failures: Sequence[Failure]
     """Any number."""
+    place: Place | None = None
+    """Of the features, if the index is of one file."""
 
     def row(self, position: int, features: NDArray[np.float16]) -> Row:
-        """Return the row at `position`, given its features [V, T, D]."""
-        size, mtime_ns = (int(value) for value in self.sources[position])
+        """Return the row at `position`, given its features."""
+        size, mtime_ns = self.sources[position].tolist()
         return Row(self.clip_ids[position], self.labels[position], features, self.times[position], size, mtime_ns)
 
     def check_row(self, path: Path, position: int, features: NDArray[np.float16]) -> None:
@@ -106,13 +124,12 @@ def decode(text: bytes) -> str:
 
 def _checksum(texts: Iterable[str], numbers: Iterable[int], arrays: Iterable[NDArray[Any]]) -> bytes:
     # Lengths and shapes go in too, so that no two rows share one sequence of bytes.
-    digest = hashlib.blake2b(digest_size=16)
+    pieces = []
     for text in texts:
         encoded = encode(text)
-        digest.update(struct.pack("<q", len(encoded)) + encoded)
-    for number in numbers:
-        digest.update(struct.pack("<q", number))
+        pieces += [struct.pack("<q", len(encoded)), encoded]
+    pieces += [struct.pack("<q", number) for number in numbers]
     for array in arrays:
-        digest.update(struct.pack(f"<{array.ndim + 1}q", array.ndim, *array.shape))
-        digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
-    return digest.digest()
+        pieces.append(struct.pack(f"<{array.ndim + 1}q", array.ndim, *array.shape))
+        pieces.append(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+    return hashlib.blake2b(b"".join(pieces), digest_size=16).digest()

@@ -4,14 +4,16 @@
 - rows/source: int64 [n, 2], the video's size in bytes and its mtime in nanoseconds
 - rows/times: float64 [n, V, T], time stamps of the frames in seconds
 - rows/checksum: uint8 [n, 16]
-- rows/features: float16 [n, V, T, D], contiguous, so that it can be memory-mapped
+- rows/features: float16 [n, V, T, D] or [n, V, T, P, D], contiguous, so that it can be memory-mapped
 - failures/text, ends, source and checksum: the same for failures, with reason and message; only if there are any
 """
 
 import io
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,12 @@ from numpy.typing import NDArray
 
 from .files import new_file
 from .rows import Failure as Failure
-from .rows import Index, decode, encode
+from .rows import Index, Place, decode, encode
 from .rows import Row as Row
 from .sidecar import DamageError, VanishedError, check_file
 from .spec import StreamSpec
 
-_BLOCK_ROWS = 64
+_BLOCK_BYTES = 4 << 20
 # What h5py raises on a file that is not what it should be.
 _HDF5_ERRORS = (OSError, KeyError, ValueError, TypeError, RuntimeError, IndexError, AttributeError)
 
@@ -59,11 +61,11 @@ def write_file(
         path: A new name.
         spec: The stream's spec.
         index: Everything but the features.
-        features: Position and features [V, T, D] of each row, in any order.
+        features: Position and features [V, T, ...] of each row, in any order.
         align: Bytes whose multiples the features start at.
     """
     image, start = _image(spec, index, align)
-    row_bytes = spec.views * spec.frames * spec.dim * 2
+    row_bytes = 2 * math.prod(spec.row_shape)
     with new_file(path) as temporary, temporary.open("xb") as file:
         file.write(image)
         file.truncate(max(len(image), start + row_bytes * len(index.clip_ids)))
@@ -81,21 +83,58 @@ def read_index(path: Path) -> Index:
     """
     check_file(path)
     with _opened(path) as file:
-        rows = file["rows"]
-        texts = _read_texts(rows)
+        texts = [decode(text) for text in _read_texts(file, "rows")]
         return Index(
             fingerprint=str(file.attrs["fingerprint"]),
-            clip_ids=[clip_id for clip_id, _ in texts],
-            labels=[label for _, label in texts],
-            sources=rows["source"][()],
-            times=rows["times"][()],
-            checksums=rows["checksum"][()],
-            failures=_read_failures(path, file["failures"]) if "failures" in file else (),
+            clip_ids=texts[::2],
+            labels=texts[1::2],
+            sources=_column(file, "rows/source"),
+            times=_column(file, "rows/times"),
+            checksums=_column(file, "rows/checksum"),
+            failures=_failures(path, file),
+            place=_place(file, len(texts) // 2),
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """Which clips a file holds, and no more."""
+
+    fingerprint: str
+    """Of the stream's spec."""
+    clip_ids: list[bytes]
+    """[n], encoded."""
+    sources: NDArray[np.int64]
+    """[n, 2], size and mtime."""
+    failures: Sequence[Failure]
+    """Any number."""
+
+
+def read_contents(path: Path) -> Contents:
+    """Return which clips a file holds; the caller has checked the file with `check_file`.
+
+    Raises:
+        DamageError: If the file is not what was written.
+        VanishedError: If the file was removed in good order.
+    """
+    with _opened(path) as file:
+        clip_ids, sources = _read_texts(file, "rows")[::2], _column(file, "rows/source")
+        return Contents(str(file.attrs["fingerprint"]), clip_ids, sources, _failures(path, file))
+
+
+def read_failures(path: Path) -> list[Failure]:
+    """Return the failures of a file; the caller has checked the file with `check_file`.
+
+    Raises:
+        DamageError: If the file is not what was written.
+        VanishedError: If the file was removed in good order.
+    """
+    with _opened(path) as file:
+        return _failures(path, file)
+
+
 def read_features(path: Path, index: Index) -> Iterator[tuple[int, NDArray[np.float16]]]:
-    """Yield position and features [V, T, D] of each row, checked, in bounded memory.
+    """Yield position and features [V, T, ...] of each row, checked, in bounded memory.
 
     Args:
         path: The file.
@@ -105,38 +144,69 @@ def read_features(path: Path, index: Index) -> Iterator[tuple[int, NDArray[np.fl
         DamageError: If a row does not match its checksum.
         VanishedError: If the file was removed in good order.
     """
-    with _opened(path) as file:
-        features = file["rows/features"]
-        for start in range(0, len(index.clip_ids), _BLOCK_ROWS):
-            for position, row in enumerate(features[start : start + _BLOCK_ROWS], start):
+    assert index.place is not None
+    shape, row_bytes = index.place.shape, index.place.row_bytes
+    num_rows = max(1, _BLOCK_BYTES // row_bytes)
+    with _read_errors(path), path.open("rb") as file:
+        file.seek(index.place.start)
+        for start in range(0, shape[0], num_rows):
+            data = file.read(row_bytes * min(num_rows, shape[0] - start))
+            block = np.frombuffer(data, "<f2").reshape(-1, *shape[1:])
+            for position, row in enumerate(block, start):
                 index.check_row(path, position, row)
                 yield position, row
 
 
-def map_features(path: Path) -> NDArray[np.float16]:
-    """Return the features [n, V, T, D] of a file as a read-only memory map.
+def map_features(path: Path, index: Index) -> NDArray[np.float16]:
+    """Return the features [n, V, T, ...] of a file as a read-only memory map.
+
+    Args:
+        path: The file.
+        index: What `read_index` said about it.
 
     Raises:
+        DamageError: If the file ends before its features.
         VanishedError: If the file was removed in good order.
     """
-    with _opened(path) as file:
-        features = file["rows/features"]
-        start = features.id.get_offset()
-        if start is None:  # no rows, no bytes: nothing to map
-            return np.empty(features.shape, np.float16)
-        return np.memmap(path, np.dtype("<f2"), "r", start, features.shape)
+    assert index.place is not None
+    if not index.clip_ids:  # no rows, no bytes: nothing to map
+        return np.empty(index.place.shape, np.float16)
+    with _read_errors(path):
+        return np.memmap(path, np.dtype("<f2"), "r", index.place.start, index.place.shape)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
+    # Files are immutable, so HDF5's own lock (which some network disks lack) has nothing to protect.
+    with _read_errors(path), h5py.File(path, "r", locking=False) as file:
+        yield file
+
+
+@contextmanager
+def _read_errors(path: Path) -> Iterator[None]:
     try:
-        # Files are immutable, so HDF5's own lock (which some network disks lack) has nothing to protect.
-        with h5py.File(path, "r", locking=False) as file:
-            yield file
+        yield
     except FileNotFoundError:
         raise VanishedError(path) from None
     except _HDF5_ERRORS as error:
         raise DamageError(path, f"HDF5 cannot read the file ({' '.join(str(error).split())})") from None
+
+
+def _column(file: Any, name: str) -> NDArray[Any]:
+    # The way around h5py's comfortable objects takes a third of the time, which counts for thousands of files.
+    dataset = h5py.h5d.open(file.id, name.encode())
+    column: NDArray[Any] = np.empty(dataset.shape, dataset.dtype)
+    if column.size:
+        dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, column)
+    return column
+
+
+def _place(file: Any, num_rows: int) -> Place:
+    features = h5py.h5d.open(file.id, b"rows/features")
+    start = features.get_offset()
+    if features.dtype != np.dtype("<f2") or features.shape[0] != num_rows or (start is None and num_rows):
+        raise ValueError("the features are no float16 array in one piece")
+    return Place(start or 0, features.shape)
 
 
 def _image(spec: StreamSpec, index: Index, align: int) -> tuple[bytes, int]:
@@ -155,7 +225,7 @@ def _image(spec: StreamSpec, index: Index, align: int) -> tuple[bytes, int]:
         rows = file.create_group("rows")
         _write_columns(rows, list(zip(index.clip_ids, index.labels, strict=True)), index.sources, index.checksums)
         rows["times"] = index.times.astype("<f8")
-        shape = (len(index.clip_ids), spec.views, spec.frames, spec.dim)
+        shape = (len(index.clip_ids), *spec.row_shape)
         layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
@@ -176,20 +246,20 @@ def _write_columns(
     group["checksum"] = checksums
 
 
-def _read_texts(group: Any) -> list[tuple[str, ...]]:
-    text, ends = group["text"][()].tobytes(), group["ends"][()]
-    stops = [0, *ends.ravel().tolist()]
-    flat = [decode(text[start:stop]) for start, stop in itertools.pairwise(stops)]
-    width = ends.shape[1]
-    return [tuple(flat[start : start + width]) for start in range(0, len(flat), width)]
+def _read_texts(file: Any, group: str) -> list[bytes]:
+    text = _column(file, f"{group}/text").tobytes()
+    ends = _column(file, f"{group}/ends").ravel().tolist()
+    return [text[start:stop] for start, stop in itertools.pairwise([0, *ends])]
 
 
-def _read_failures(path: Path, group: Any) -> list[Failure]:
-    sources, checksums = group["source"][()].tolist(), group["checksum"][()]
+def _failures(path: Path, file: Any) -> list[Failure]:
+    if "failures" not in file:
+        return []
+    texts = [decode(text) for text in _read_texts(file, "failures")]
+    sources, checksums = _column(file, "failures/source").tolist(), _column(file, "failures/checksum")
     failures = []
-    for texts, source, checksum in zip(_read_texts(group), sources, checksums, strict=True):
-        clip_id, label, reason, message = texts
-        failure = Failure(clip_id, label, reason, message, *source)
+    for *words, source, checksum in zip(*(texts[field::4] for field in range(4)), sources, checksums, strict=True):
+        failure = Failure(*words, *source)
         if failure.checksum() != checksum.tobytes():
             raise DamageError(path, f"the failure of clip {failure.clip_id!r} does not match its checksum")
         failures.append(failure)

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import secrets
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -49,10 +50,13 @@ class Sidecar:
     """Modification time in nanoseconds since 1970."""
 
 
-def check_file(path: Path) -> None:
+def check_file(path: Path) -> Sidecar:
     """Compare a file with its sidecar, cheaply: size and mtime; its hash only if nothing but the mtime differs.
 
     HDF5 may crash on damaged metadata, so nothing opens a file before this.
+
+    Returns:
+        The sidecar.
 
     Raises:
         DamageError: If the file is not what was written.
@@ -64,6 +68,7 @@ def check_file(path: Path) -> None:
     stat = _stat(path, sidecar)
     if stat.st_mtime_ns != sidecar.mtime_ns and hash_file(path) != sidecar.sha256:
         raise DamageError(path, "the file's bytes changed since it was written")
+    return sidecar
 
 
 def verify_file(path: Path) -> None:
@@ -139,10 +144,15 @@ def hash_file(path: Path) -> str:
 
 def write_json(path: Path, data: object) -> None:
     """Write a small file that appears at once and whole."""
+    replace_file(path, [json.dumps(data, indent=1).encode()])
+
+
+def replace_file(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
+    """Write a file from pieces of bytes; it appears at once and whole, in the place of what was there."""
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:
-            file.write(json.dumps(data, indent=1).encode())
+            file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
         os.rename(temporary, path)

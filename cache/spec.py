@@ -33,6 +33,8 @@ class StreamSpec:
     """Values (D) of a frame's feature."""
     settings: Mapping[str, Json]
     """Backbone, weights, sampling, library versions ...: nested plain JSON that the cache compares but never reads."""
+    tokens: int = 0
+    """Spatial tokens (P) of a frame, each with a feature of its own; 0: a frame has one feature."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.modality, str) or not MODALITY_NAME.fullmatch(self.modality):
@@ -40,11 +42,11 @@ class StreamSpec:
                 f"stream name {self.modality!r} is not usable as a folder; in the stream's spec; "
                 "use up to 64 lower-case letters, digits, '_' and '-'"
             )
-        for name in ("frames", "views", "dim"):
+        for name, least in (("frames", 1), ("views", 1), ("dim", 1), ("tokens", 0)):
             count = getattr(self, name)
-            if type(count) is not int or count < 1:
+            if type(count) is not int or count < least:
                 where = f"in the spec of stream {self.modality!r}"
-                raise UserError(f"{name} is {count!r}; {where}; use a count of at least 1")
+                raise UserError(f"{name} is {count!r}; {where}; use a count of at least {least}")
         object.__setattr__(self, "settings", _plain(self.settings, f"stream {self.modality!r}"))
 
     @property
@@ -52,14 +54,26 @@ class StreamSpec:
         """SHA-256 (hex) of the spec's canonical JSON; equal specs, and only they, share it."""
         return hashlib.sha256(_canonical(self.to_json()).encode()).hexdigest()
 
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """Shape of a frame's feature: (D,), or (P, D) with tokens."""
+        return (self.tokens, self.dim) if self.tokens else (self.dim,)
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of a clip's features: (V, T, D), or (V, T, P, D) with tokens."""
+        return (self.views, self.frames, *self.feature_shape)
+
     def to_json(self) -> dict[str, Json]:
         """Return the spec as plain JSON values."""
+        # Without tokens they are left out: the fingerprints of caches that know none have to stay.
         return {
             "modality": self.modality,
             "frames": self.frames,
             "views": self.views,
             "dim": self.dim,
             "settings": dict(self.settings),
+            **({"tokens": self.tokens} if self.tokens else {}),
         }
 
     @classmethod
@@ -69,7 +83,7 @@ class StreamSpec:
         Raises:
             UserError: If `data` is something else.
         """
-        if not isinstance(data, dict) or set(data) != {"modality", "frames", "views", "dim", "settings"}:
+        if not isinstance(data, dict) or set(data) - {"tokens"} != {"modality", "frames", "views", "dim", "settings"}:
             raise UserError(f"not a stream spec: {data!r:.80}; it needs modality, frames, views, dim and settings")
         return cls(**data)
 

@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .folder import open_cache, packed_folder, read_spec, require_spec, stream_names
+from .index import StreamIndex, load_failures, load_index
 from .rows import Failure, Index
 from .segment import map_features
 from .sidecar import VanishedError
 from .spec import Json, StreamSpec
-from .view import View, load_view, settled
+from .view import load_view, settled
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +25,7 @@ class Stream:
     spec: StreamSpec
     """What made the features."""
     features: NDArray[np.float16]
-    """[N, V, T, D]; a read-only memory map if one packed file holds all clips."""
+    """[N, V, T, D], or [N, V, T, P, D] with tokens; a read-only memory map if one packed file holds all clips."""
     index: Index
     """Everything but the features."""
     path: Path
@@ -102,11 +103,19 @@ class Store:
         Raises:
             UserError: If there is no such stream, or it is damaged.
         """
-        view = self._view(name)
-        return {
-            index.clip_ids[row]: (int(index.sources[row, 0]), int(index.sources[row, 1]))
-            for index, row in ((view.indices[file], row) for file, row in view.rows)
-        }
+        spec = self.spec(name)
+        index = settled(self.root, lambda: load_view(self.root, spec)).merged(spec)
+        sources = index.sources.tolist()
+        return {clip_id: (size, mtime) for clip_id, (size, mtime) in zip(index.clip_ids, sources, strict=True)}
+
+    def index(self, name: str) -> StreamIndex:
+        """Return which clips a stream holds, by the digests of their ids: quick and small for a million clips, too.
+
+        Raises:
+            UserError: If there is no such stream, or it is damaged.
+        """
+        spec = self.spec(name)
+        return settled(self.root, lambda: load_index(self.root, spec))
 
     def failures(self, name: str) -> list[Failure]:
         """Return the newest failure of each clip without features, sorted by clip id.
@@ -114,7 +123,8 @@ class Store:
         Raises:
             UserError: If there is no such stream, or it is damaged.
         """
-        return self._view(name).failures
+        spec = self.spec(name)
+        return settled(self.root, lambda: load_failures(self.root, spec))
 
     def info(self) -> dict[str, dict[str, Json]]:
         """Return a description of each stream: clips, failures, segments, bytes, classes, duplicates, packed, spec.
@@ -124,10 +134,6 @@ class Store:
         """
         return {name: self._info(name) for name in self.streams()}
 
-    def _view(self, name: str) -> View:
-        spec = self.spec(name)
-        return settled(self.root, lambda: load_view(self.root, spec))
-
     def _info(self, name: str) -> dict[str, Json]:
         spec = self.spec(name)
         return settled(self.root, lambda: _describe(self.root, spec))
@@ -136,10 +142,9 @@ class Store:
 def _read_stream(root: Path, spec: StreamSpec) -> Stream:
     view = load_view(root, spec)
     index = view.merged(spec)
-    packed = view.only_file(packed_folder(root, spec.modality))
-    if packed is not None:
-        return Stream(spec.modality, spec, map_features(packed), index, packed)
-    features = np.empty((len(index.clip_ids), spec.views, spec.frames, spec.dim), np.float16)
+    if view.first_is_whole() and view.paths[0].parent == packed_folder(root, spec.modality):
+        return Stream(spec.modality, spec, map_features(view.paths[0], view.indices[0]), index, view.paths[0])
+    features = np.empty((len(index.clip_ids), *spec.row_shape), np.float16)
     for position, row in view.features():
         features[position] = row
     return Stream(spec.modality, spec, features, index, root / spec.modality)
@@ -157,7 +162,7 @@ def _describe(root: Path, spec: StreamSpec) -> dict[str, Json]:
         "failures": len(view.failures),
         "segments": len(view.paths) - num_packed,
         "bytes": num_bytes,
-        "classes": len({view.indices[file].labels[row] for file, row in view.rows}),
+        "classes": len(set(view.merged(spec).labels)),
         "duplicates": sum(len(index.clip_ids) for index in view.indices) - len(view.rows),
         "packed": num_packed > 0,
         "spec": spec.to_json(),

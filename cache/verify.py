@@ -89,7 +89,7 @@ def _verify_file(path: Path, spec: StreamSpec | Damage) -> Damage | None:
         unmark_damaged(path)
         index = read_index(path)
         if isinstance(spec, StreamSpec):
-            require_fingerprint(path, index, spec)
+            require_fingerprint(path, index.fingerprint, spec)
         for _ in read_features(path, index):
             pass
     except DamageError as damage:

@@ -1,7 +1,8 @@
 """What the files of a stream say together: each clip once, whatever was written twice, failed first or is packed."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,49 +22,56 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """A stream at one moment, without its features."""
+    """Files of a stream at one moment, without their features."""
 
-    paths: list[Path]
+    paths: Sequence[Path]
     """The files, the one to believe first."""
     indices: list[Index]
     """Of each file."""
-    rows: list[tuple[int, int]]
-    """File and position of the row that counts for each clip, sorted by clip id."""
+    rows: NDArray[np.int64]
+    """Of each clip, sorted by clip id, the row that counts; the files' rows are numbered through."""
     failures: list[Failure]
     """The failure that counts for each clip without a row, sorted by clip id."""
 
     def merged(self, spec: StreamSpec) -> Index:
         """Return one index of the rows and failures that count."""
-        chosen = [(self.indices[file], row) for file, row in self.rows]
+        clip_ids = list(chain.from_iterable(index.clip_ids for index in self.indices))
+        labels = list(chain.from_iterable(index.labels for index in self.indices))
+        # Joined to an empty array first, since a stream may have no file.
+        sources = [np.empty((0, 2), np.int64), *(index.sources for index in self.indices)]
+        times = [np.empty((0, spec.views, spec.frames)), *(index.times for index in self.indices)]
+        checksums = [np.empty((0, 16), np.uint8), *(index.checksums for index in self.indices)]
         return Index(
             fingerprint=spec.fingerprint,
-            clip_ids=[index.clip_ids[row] for index, row in chosen],
-            labels=[index.labels[row] for index, row in chosen],
-            sources=np.array([index.sources[row] for index, row in chosen], np.int64).reshape(-1, 2),
-            times=np.array([index.times[row] for index, row in chosen]).reshape(-1, spec.views, spec.frames),
-            checksums=np.array([index.checksums[row] for index, row in chosen], np.uint8).reshape(-1, 16),
+            clip_ids=[clip_ids[row] for row in self.rows.tolist()],
+            labels=[labels[row] for row in self.rows.tolist()],
+            sources=np.concatenate(sources)[self.rows],
+            times=np.concatenate(times)[self.rows],
+            checksums=np.concatenate(checksums)[self.rows],
             failures=self.failures,
         )
 
     def features(self) -> Iterator[tuple[int, NDArray[np.float16]]]:
-        """Yield place in `rows` and features [V, T, D] of each row that counts, file by file, in bounded memory.
+        """Yield place in `rows` and features [V, T, ...] of each row that counts, file by file, in bounded memory.
 
         Raises:
             DamageError: If a row does not match its checksum.
             VanishedError: If a pack removed a file meanwhile; see `settled`.
         """
-        places = {row: place for place, row in enumerate(self.rows)}
-        for file, (path, index) in enumerate(zip(self.paths, self.indices, strict=True)):
+        counts = [len(index.clip_ids) for index in self.indices]
+        places = np.full(sum(counts), -1, np.int64)
+        places[self.rows] = np.arange(len(self.rows))
+        start = 0
+        for path, index, count in zip(self.paths, self.indices, counts, strict=True):
+            here = places[start : start + count].tolist()
+            start += count
             for position, features in read_features(path, index):
-                if (file, position) in places:
-                    yield places[file, position], features
+                if here[position] >= 0:
+                    yield here[position], features
 
-    def only_file(self, folder: Path) -> Path | None:
-        """Return the file in `folder` that holds all rows that count and no other, in their order, if there is one."""
-        if not self.paths or self.paths[0].parent != folder:
-            return None
-        whole = [(0, row) for row in range(len(self.indices[0].clip_ids))]
-        return self.paths[0] if self.rows == whole else None
+    def first_is_whole(self) -> bool:
+        """Return whether the first file holds all rows that count and no other, in their order."""
+        return bool(self.paths) and np.array_equal(self.rows, np.arange(len(self.indices[0].clip_ids)))
 
 
 def load_view(root: Path, spec: StreamSpec) -> View:
@@ -73,26 +81,38 @@ def load_view(root: Path, spec: StreamSpec) -> View:
         DamageError: If a file is damaged.
         VanishedError: If a pack removed a file meanwhile; see `settled`.
     """
-    paths = stream_files(root, spec.modality)
+    return view_files(stream_files(root, spec.modality), spec)
+
+
+def view_files(paths: Sequence[Path], spec: StreamSpec) -> View:
+    """Read the index of some files of a stream, given with the one to believe first.
+
+    Raises:
+        DamageError: If a file is damaged.
+        VanishedError: If another process removed a file meanwhile.
+    """
     indices = [read_index(path) for path in paths]
-    chosen: dict[str, tuple[int, int]] = {}
-    failures: dict[str, Failure] = {}
-    for file, (path, index) in enumerate(zip(paths, indices, strict=True)):
-        require_fingerprint(path, index, spec)
-        for row, clip_id in enumerate(index.clip_ids):
-            chosen.setdefault(clip_id, (file, row))
-        failures.update({failure.clip_id: failure for failure in index.failures})
-    rows = [chosen[clip_id] for clip_id in sorted(chosen)]
-    return View(paths, indices, rows, [failures[clip_id] for clip_id in sorted(failures.keys() - chosen.keys())])
+    for path, index in zip(paths, indices, strict=True):
+        require_fingerprint(path, index.fingerprint, spec)
+    clip_ids = list(chain.from_iterable(index.clip_ids for index in indices))
+    # Backwards, since the first row of a clip counts and a dict keeps the last.
+    first = dict(zip(reversed(clip_ids), range(len(clip_ids) - 1, -1, -1), strict=True))
+    failures = {failure.clip_id: failure for index in indices for failure in index.failures}
+    return View(
+        paths,
+        indices,
+        np.array([first[clip_id] for clip_id in sorted(first)], np.int64),
+        [failures[clip_id] for clip_id in sorted(failures.keys() - first.keys())],
+    )
 
 
-def require_fingerprint(path: Path, index: Index, spec: StreamSpec) -> None:
+def require_fingerprint(path: Path, fingerprint: str, spec: StreamSpec) -> None:
     """Refuse a file that was moved here from another stream.
 
     Raises:
         DamageError: If the file's fingerprint is not the spec's.
     """
-    if index.fingerprint != spec.fingerprint:
+    if fingerprint != spec.fingerprint:
         raise DamageError(path, f"the file was made by another spec than stream {spec.modality!r}")
 
 

@@ -2,6 +2,7 @@
 
 import secrets
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -9,16 +10,25 @@ from typing import Self
 
 import numpy as np
 
-from .errors import MachineError
+from .errors import MachineError, UserError
 from .files import new_name
 from .folder import create_stream, segments_folder
+from .index import refresh_index
+from .merge import merge_segments
 from .rows import Failure, Row
 from .segment import write_segment
 from .spec import StreamSpec
 
+_SMALL_ROWS = 64
+_FEW_SEGMENTS = 8
+_TIDY_SEGMENTS = 64
+
 
 class StreamWriter:
     """Adds rows to one stream; any number of writers, in any number of processes, may do so at once.
+
+    Every 64 segments, and at the end, it merges those of its segments that have less than 64 rows, and brings the
+    stream's merged index up to date.
 
     A context manager: leaving it writes what was added, also after an error, unless the machine itself failed.
 
@@ -34,13 +44,16 @@ class StreamWriter:
     """
 
     def __init__(self, root: Path, spec: StreamSpec, max_rows: int = 256, max_seconds: float = 30.0) -> None:
-        create_stream(Path(root), spec)
+        self._root = Path(root)
+        create_stream(self._root, spec)
         self.spec = spec
-        self._folder = segments_folder(Path(root), spec.modality)
+        self._folder = segments_folder(self._root, spec.modality)
         self._max_rows = max_rows
         self._max_seconds = max_seconds
         self._job = secrets.token_hex(4)
         self._sequence = 0
+        self._untidy = 0
+        self._small: list[tuple[Path, int]] = []
         self._rows: list[Row] = []
         self._failures: list[Failure] = []
         self._first_added_seconds = 0.0
@@ -62,9 +75,9 @@ class StreamWriter:
             UserError: If the directory cannot be written.
             MachineError: If the disk is full or fails.
         """
-        view = (self.spec.views, self.spec.frames)
-        if row.features.dtype != np.float16 or row.features.shape != (*view, self.spec.dim):
-            raise ValueError(f"{row.features.dtype} {row.features.shape = }, expected float16 {(*view, self.spec.dim)}")
+        view, shape = (self.spec.views, self.spec.frames), self.spec.row_shape
+        if row.features.dtype != np.float16 or row.features.shape != shape:
+            raise ValueError(f"{row.features.dtype} {row.features.shape = }, expected float16 {shape}")
         if row.times.dtype != np.float64 or row.times.shape != view:
             raise ValueError(f"{row.times.dtype} {row.times.shape = }, expected float64 {view}")
         self._note_time()
@@ -89,21 +102,45 @@ class StreamWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write everything added so far; what cannot be written is kept for the next call.
+        """Write everything added so far: when this returns, it is on disk, and every reader finds it.
+
+        What cannot be written is kept for the next call.
 
         Raises:
             UserError: If the directory cannot be written.
             MachineError: If the disk is full or fails.
         """
-        if self._rows or self._failures:
-            path = self._folder / f"{new_name(self._job, self._sequence)}.h5"
-            self._sequence += 1
-            write_segment(path, self.spec, self._rows, self._failures)
-            self._rows, self._failures = [], []
+        count = len(self._rows) + len(self._failures)
+        if not count:
+            return
+        path = self._new_path()
+        write_segment(path, self.spec, self._rows, self._failures)
+        self._rows, self._failures = [], []
+        if count < _SMALL_ROWS:
+            self._small.append((path, count))
+        self._untidy += 1
+        if self._untidy >= _TIDY_SEGMENTS:
+            self._tidy()
 
     def close(self) -> None:
-        """Write everything added so far."""
+        """Write everything added so far, and merge small segments."""
         self.flush()
+        self._tidy()
+
+    def _tidy(self) -> None:
+        self._untidy = 0
+        # All rows are on disk. What is not merged, or not in the merged index, is read all the same.
+        if len(self._small) >= _FEW_SEGMENTS:
+            # What is merged once is left alone: readers rely on no file vanishing soon after it came (`stream_files`).
+            segments, self._small = self._small, []
+            with suppress(UserError, MachineError):
+                merge_segments(segments, self.spec, self._new_path)
+        with suppress(UserError, MachineError):
+            refresh_index(self._root, self.spec)
+
+    def _new_path(self) -> Path:
+        self._sequence += 1
+        return self._folder / f"{new_name(self._job, self._sequence - 1)}.h5"
 
     def _note_time(self) -> None:
         if not self._rows and not self._failures:

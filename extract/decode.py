@@ -1,9 +1,10 @@
 """Decoding of a clip's sampled frames, reduced as soon as they are decoded.
 
 A clip is refused as damaged if a frame that had to be decoded is broken, a packet is incomplete, or the file is shorter
-than its container says: features of half a clip would pass for those of a whole one. Three things are not noticed:
+than its container says: features of half a clip would pass for those of a whole one. Four things are not noticed:
 broken frames that need not be decoded (behind the last sampled one, or in a stretch that is jumped over), a transport
-stream cut between two packets, which is a whole one, and codecs like VP8 that decode any bytes without complaint.
+stream cut between two packets, which is a whole one, packets that a Matroska or AVI reader drops without a word when it
+finds its way after damage, and codecs like VP8 that decode any bytes without complaint.
 """
 
 import os

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..cache import Store, StreamSpec, differences
 from ..cache.errors import UserError
+from ..extract.spec import agree
 from .splits import ClassSplit
 
 
@@ -82,8 +83,10 @@ def require_specs(provenance: Mapping[str, Any], data: FeatureSet, run: Path) ->
     Raises:
         UserError: Showing both sides.
     """
-    for name, trained in provenance["specs"].items():
-        if name in data.specs and (found := differences(StreamSpec.from_json(trained), data.specs[name])):
+    for name, made in provenance["specs"].items():
+        trained = StreamSpec.from_json(made)
+        if name in data.specs and not agree(trained, data.specs[name]):
+            found = differences(trained, data.specs[name])
             lines = (line.removesuffix("asked").replace(" in the cache, ", " in training, ") + "here" for line in found)
             shown = "; ".join(lines)
             raise UserError(f"the run was trained on another {name} stream: {shown}; {run}; train again on this cache")
@@ -104,7 +107,15 @@ def require_disjoint(provenance: Mapping[str, Any], split: ClassSplit, run: Path
 
 
 def _tensor(features: NDArray[np.float16], rows: list[int], views: int) -> Tensor:
-    """Without a copy where all rows and views are wanted: a packed stream stays memory-mapped."""
+    """Without a copy where all rows and views are wanted: a packed stream stays memory-mapped.
+
+    Of spatial tokens it gives the mean, clip by clip, since all of them at once may need more memory than there is.
+    """
+    if features.ndim == 5:
+        mean = np.empty((len(rows), views, features.shape[2], features.shape[4]), np.float16)
+        for clip, row in enumerate(rows):
+            mean[clip] = features[row, :views].mean(axis=2, dtype=np.float32)
+        return torch.from_numpy(mean)
     if rows != list(range(len(features))) or views != features.shape[1]:
         return torch.from_numpy(features[rows, :views])
     with warnings.catch_warnings():

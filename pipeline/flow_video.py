@@ -20,8 +20,7 @@ from ..extract.container import open_video
 from ..extract.decode import decode_clip
 from ..extract.frames import reduced_size, resize
 from ..extract.reasons import REASONS, DecodeError
-from ..extract.reduce import Sampled, Want
-from ..extract.reduce import upright_rgb
+from ..extract.reduce import Sampled, Want, upright_rgb
 from ..extract.sampling import Sampling
 from ..extract.source import open_clip
 from .flow_layout import beside, sheet

@@ -3,9 +3,12 @@
 import os
 import re
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -69,7 +72,7 @@ def test_features_are_the_input_of_the_last_linear_layer(name: str, side: int, l
     linear = network.get_submodule(last)
     assert isinstance(linear, nn.Linear)
     with torch.inference_mode():
-        features = backbone.features(images)
+        features = backbone.features(images)[:, 0]
         logits = network(normalised(backbone, images))
     assert features.shape == (2, backbone.dim)
     assert backbone.dim == linear.in_features
@@ -84,7 +87,7 @@ def test_squeezenet_features_are_its_pooled_maps(tmp_path: Path) -> None:
     images = random_images(2, 64)
     with torch.inference_mode():
         expected = network.features(normalised(backbone, images)).mean(dim=(2, 3))  # type: ignore[operator]
-        torch.testing.assert_close(backbone.features(images), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(backbone.features(images)[:, 0], expected, rtol=1e-4, atol=1e-5)
     assert backbone.dim == 512
 
 
@@ -100,7 +103,7 @@ def test_default_backbone_equals_the_package_network() -> None:
     with torch.inference_mode():
         pixels = (images.permute(0, 3, 1, 2).float() - 127) / 128
         expected = network.eval().extract_features(pixels).mean(dim=(2, 3))
-        torch.testing.assert_close(backbone.features(images), expected, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(backbone.features(images)[:, 0], expected, rtol=1e-3, atol=1e-4)
     assert (backbone.dim, backbone.size) == (1280, 224)
     assert backbone.weights_sha256 == weights_sha256(state)
 
@@ -193,7 +196,9 @@ def test_without_a_network_the_error_says_how_to_get_the_weights(
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    with pytest.raises(UserError, match=r"https://download\.pytorch\.org/models/resnet18-f37072fd\.pth .*--weights"):
+    with pytest.raises(
+        UserError, match=r"https://download\.pytorch\.org/models/resnet18-f37072fd\.pth.*--weights FILE"
+    ):
         load_backbone("resnet18")
 
 
@@ -208,3 +213,52 @@ def test_missing_batch_counters_alone_are_no_misfit() -> None:
     load_strictly(network, {name: torch.ones(2) for name in ("weight", "bias", "running_mean", "running_var")}, "here")
     assert network.running_mean is not None
     assert network.running_mean.tolist() == [1.0, 1.0]
+
+
+def scenes(count: int, side: int) -> Tensor:
+    """Paint images with the smooth shading, the edges and the fine texture that photographs have."""
+    rng = np.random.default_rng(0)
+    images = []
+    for _ in range(count):
+        shades = [rng.normal(0, 160 / cells, (cells, cells, 3)) for cells in (4, 16, 64)]
+        image = np.full((side, side, 3), 128.0)
+        for shade in shades:
+            image += cv2.resize(shade, (side, side), interpolation=cv2.INTER_CUBIC)
+        x, y = (int(place) for place in rng.integers(side // 4, 3 * side // 4, 2))
+        cv2.circle(image, (x, y), side // 6, rng.uniform(0, 255, 3).tolist(), -1)
+        images.append(np.clip(image, 0, 255).astype(np.uint8))
+    return torch.from_numpy(np.stack(images))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_reduced_precision_changes_features_by_little(precision: str) -> None:
+    backbone = load_backbone("efficientnet-lite0", precision=precision)
+    images = scenes(4, 224)
+    with torch.inference_mode():
+        features = backbone.features(images)
+        exact = replace(backbone, precision="fp32").features(images)
+    assert features.dtype == exact.dtype == torch.float32
+    assert not torch.equal(features, exact)
+    assert float(torch.cosine_similarity(features, exact, dim=-1).min()) >= 0.999
+
+
+def test_precisions_that_do_not_exist_are_refused() -> None:
+    with pytest.raises(UserError, match="bf16"):
+        load_backbone("efficientnet-lite0", precision="bf61")
+
+
+def test_without_normalisation_pixels_are_divided_by_255(tmp_path: Path) -> None:
+    network = original("squeezenet1_1")
+    backbone = load_backbone("squeezenet1_1", saved(network, tmp_path / "w.pth"), normalise=False)
+    images = random_images(2, 64)
+    with torch.inference_mode():
+        expected = network.features(images.permute(0, 3, 1, 2) / 255).mean(dim=(2, 3))  # type: ignore[operator]
+        torch.testing.assert_close(backbone.features(images)[:, 0], expected, rtol=1e-4, atol=1e-5)
+    assert (backbone.mean, backbone.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+def test_convolutions_lie_channels_last_in_memory(tmp_path: Path) -> None:
+    backbone = load_backbone("resnet18", saved(original("resnet18"), tmp_path / "w.pth"))
+    assert isinstance(backbone.network.conv1, nn.Conv2d)
+    assert backbone.network.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    assert backbone.to(torch.device("cpu")).device.type == "cpu"

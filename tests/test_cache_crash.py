@@ -94,6 +94,42 @@ def test_a_pack_killed_before_any_step_leaves_everything_readable(tmp_path: Path
         shutil.rmtree(root)
 
 
+def test_a_merge_killed_before_any_step_leaves_everything_readable(tmp_path: Path) -> None:
+    write_rows(tmp_path / "source", [8, 9], take=0)
+    code = KILL_BEFORE_EACH_STEP + (
+        "import amfir.cache.index, amfir.cache.writer\n"
+        "sys.modules['amfir.cache.index']._MISSING_FILES = 1\n"
+        "sys.modules['amfir.cache.writer']._FEW_SEGMENTS = 2\n"
+        "def job(root):\n"
+        "    with StreamWriter(root, SPEC, max_rows=2) as writer:\n"
+        "        writer.add_failure(make_failure(10))\n"
+        "        for number in range(3): writer.add(make_row(number))\n"
+        "kill_before_each_step(job)\n"
+    )
+    num_killed = int(run_child(code, tmp_path, tmp_path / "source"))
+    assert num_killed > 40
+    states = set()
+    for number in range(1, num_killed + 2):
+        root = tmp_path / str(number)
+        store = Store(root)
+        clips = read(root)
+        assert clips == sorted(expected([8, 9]) + expected(range(len(clips) - 2)))
+        assert len(store.index("rgb").done) == len(clips)
+        assert len(store.index("rgb").failed) == len(store.failures("rgb")) == (len(clips) > 2)
+        assert verify(root) == []
+        assert discard_damaged(root, "rgb") == []
+        states.add((len(clips), len(segment_files(root)), (root / "rgb" / "index.bin").exists()))
+        for debris in root.rglob("*.tmp"):
+            os.utime(debris, (0, 0))
+        write_rows(root, range(8))
+        assert read(root) == expected(range(10))
+        assert not list(root.rglob("*.tmp"))
+        shutil.rmtree(root)
+    # None, one or all of the rows; all in two segments, in these and the merged one, in this and one, and in it alone.
+    before = {(2, 1, False), (3, 2, False), (5, 3, False)}
+    assert states == before | {(5, 4, False), (5, 3, False), (5, 2, False), (5, 2, True)}
+
+
 def test_writers_killed_at_random_moments_leave_a_readable_cache(tmp_path: Path) -> None:
     code = (
         "with StreamWriter(Path(args[0]), SPEC, max_rows=2) as writer:\n"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from amfir.cache import Failure, Store, StreamWriter, pack
+from amfir.cache import Failure, Row, Store, StreamSpec, StreamWriter, pack
 from amfir.cache.errors import UserError
 from amfir.pipeline.features import load_features, require_disjoint, require_specs
 from amfir.pipeline.splits import ClassSplit
@@ -73,6 +73,26 @@ def test_streams_with_other_numbers_of_views_are_cut_to_the_views_of_both(tmp_pa
     assert data.features["flow"].shape == (4, 2, 3, 8)
     truth = planted_row(planted_spec("flow", views=3), "class 1", 1).features[:2]
     np.testing.assert_array_equal(data.features["flow"][3].numpy(), truth)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_spatial_tokens_are_averaged(tmp_path: Path, packed: bool) -> None:
+    root = plant(tmp_path / "cache", streams=("rgb",), classes=1, clips=3)
+    spec = StreamSpec("flow", frames=3, views=2, dim=4, settings={}, tokens=5)
+    values = {f"class 0/{clip:03d}.mp4": np.random.default_rng(clip).normal(size=spec.row_shape) for clip in (0, 2)}
+    with StreamWriter(root, spec) as writer:
+        for clip_id, features in values.items():
+            writer.add(Row(clip_id, "class 0", features.astype(np.float16), np.zeros((2, 3)), 1, 1))
+    if packed:
+        pack(root)
+    data = load_features(root)
+    assert data.clip_ids == list(values)
+    assert (data.features["flow"].shape, data.features["flow"].dtype) == ((2, 1, 3, 4), torch.float16)
+    truth = np.zeros((2, 3, 4))
+    for clip, features in enumerate(values.values()):
+        for token in range(5):
+            truth[clip] += features.astype(np.float16)[0, :, token].astype(np.float64) / 5
+    np.testing.assert_allclose(data.features["flow"][:, 0].numpy(), truth, rtol=2**-11, atol=1e-6)
 
 
 @pytest.mark.usefixtures("always_warned")

@@ -3,7 +3,9 @@
 import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +15,41 @@ from torch import Tensor, nn
 
 from ...cache.errors import UserError
 
+PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Number formats in which a network may compute."""
+
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network that turns an image into one feature vector."""
+    """A network that turns images, stacks of images or flow into feature vectors."""
 
     name: str
     """Key under which it was loaded."""
     network: nn.Module
-    """Normalised images `[B, 3, S, S]` to features `[B, D]`; in eval mode, without gradients, channels last."""
+    """Normalised `[B, C, S, S]`, or `[B, C, fields, S, S]`, to `[B, D]` (with tokens `[B, P, D]`; if `whole`,
+    `[B, T, D]` or `[B, T, P, D]`); in eval mode, without gradients, channels last."""
     dim: int
     """Length of a feature vector (D)."""
     size: int
     """Side of the images it was trained on, in pixels."""
-    mean: tuple[float, float, float]
-    """Mean of its training images' channels, on the scale 0..1."""
-    std: tuple[float, float, float]
-    """Standard deviation of these channels."""
+    mean: tuple[float, ...]
+    """Mean of its training images' channels, on the scale 0..1; of flow, in pixels."""
+    std: tuple[float, ...]
+    """Standard deviation of these channels; of flow, the displacement that becomes 1, beyond which it is clipped."""
     weights_sha256: str
     """Hash of the weights' names and values."""
     packages: tuple[str, ...]
     """Distributions, other than torch, whose code the network runs."""
+    fields: int = 1
+    """Images that one frame's feature is made of."""
+    whole: bool = False
+    """Whether one pass takes the images of all T frames of a view and gives T features; else each frame has its own."""
+    channels: int = 3
+    """3: RGB images, uint8; 2: flow (u, v) in pixels, float32."""
+    tokens: int = 0
+    """Places for each of which a feature has a vector (P); 0: it is one vector."""
+    precision: str = "fp32"
+    """Number format of the network's layers, one of `PRECISIONS`; features are float32 all the same."""
 
     @property
     def device(self) -> torch.device:
@@ -45,24 +61,57 @@ class Backbone:
         return replace(self, network=self.network.to(device))
 
     def features(self, images: Tensor) -> Tensor:
-        """Compute the features of images.
+        """Compute features; T below is the number of frames of a view.
 
         Args:
-            images: `[B, S, S, 3]` uint8, RGB, on the network's device.
+            images: On the network's device: `[B, S, S, 3]` uint8 if `fields` is 1, else `[B, fields, S, S, 3]`;
+                if `whole`, `[B, T * fields, S, S, 2]` float32 (C = `channels`).
 
         Returns:
-            `[B, D]` float32.
+            `[B, k, D]` float32 with k = 1, or T if `whole`; with tokens `[B, k, P, D]`.
         """
-        mean = torch.tensor(self.mean, device=images.device) * 255
-        std = torch.tensor(self.std, device=images.device) * 255
-        # The permuted view is channels-last in memory, which is the faster layout for convolutions.
-        features: Tensor = self.network(((images - mean) / std).permute(0, 3, 1, 2))
-        return features
+        # The moved axis is a view, channels-last in memory, which is the faster layout for convolutions.
+        pixels = self._normalised(images).movedim(-1, 1)
+        half = self.precision != "fp32"
+        with torch.autocast(images.device.type, PRECISIONS[self.precision]) if half else nullcontext():
+            features: Tensor = self.network(pixels)
+        features = features.float()
+        return features if self.whole else features.unsqueeze(1)
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        """Bring the channels, which are the last axis, to the statistics of the training."""
+        mean, std = self._statistics
+        if self.channels == 2:
+            return ((images - mean) / std).clamp(-1, 1)
+        return (images - mean) / std
+
+    @cached_property
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation in the units of the input, kept on the device: each copy to a GPU would wait for it."""
+        unit = 255 if self.channels == 3 else 1
+        mean, std = (torch.tensor(values, device=self.device) * unit for values in (self.mean, self.std))
+        return mean, std
 
 
 def freeze(network: nn.Module) -> nn.Module:
     """Put a network into the state in which features are computed."""
-    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
+    network.eval().requires_grad_(False)
+    for parameter in network.parameters():
+        if parameter.dim() in layouts:
+            parameter.data = parameter.data.contiguous(memory_format=layouts[parameter.dim()])
+    return network
+
+
+def published_weights(name: str) -> Path:
+    """Return the file of the weights that are published for a network, fetched if it is not here.
+
+    Raises:
+        UserError: If it cannot be fetched.
+    """
+    from ..weights import weights_file  # which asks torchvision: a file of one's own does not need that
+
+    return weights_file(name)
 
 
 def weights_sha256(state: Mapping[str, Tensor]) -> str:

@@ -66,4 +66,5 @@ def area_weights(length: int, size: int) -> NDArray[np.float32]:
     edges = np.arange(size + 1) * (length / size)
     pixels = np.arange(length)
     overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
-    return (np.maximum(overlap, 0) * (size / length)).astype(np.float32)
+    weights: NDArray[np.float32] = (np.maximum(overlap, 0) * (size / length)).astype(np.float32)
+    return weights
