@@ -1,8 +1,7 @@
 """Farneback flow by OpenCV on a GPU, for comparison with published work that used it.
 
 It is another computation than OpenCV's on the CPU: pyramid images are sampled without the half-pixel shift, sums are
-kept in float32, and the initial flow is interpolated otherwise. On moving clips the two differ by 1e-4 to 6e-4 pixels in
-the mean and by up to 0.6 pixels at single points, so their streams are not taken for each other.
+kept in float32, and the initial flow is interpolated otherwise. So its streams are not taken for another backend's.
 """
 
 from typing import Any
