@@ -54,6 +54,7 @@ class Network:
 
         Raises:
             MachineError: If the device runs out of memory.
+            UserError: If a value is not finite.
         """
         device = self.backbone.device
         try:
@@ -69,6 +70,11 @@ class Network:
                     f"backbone {self.backbone.name!r}; use a smaller --batch-size, in a new cache"
                 ) from error
             raise
+        if not np.isfinite(features).all():
+            raise UserError(
+                f"backbone {self.backbone.name!r} gives values that are no numbers or too large for float16; "
+                f"precision {self.backbone.precision}; check its weights, or use --precision fp32 in a new cache"
+            )
         return features
 
 
@@ -113,12 +119,11 @@ def find_devices(names: str) -> list[torch.device]:
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """Return what "auto" stands for on a device: half precision on a GPU, of the kind that it computes fastest."""
+    """Return what "auto" stands for on a device: half precision on a GPU."""
     if name != "auto":
         return name
-    if device.type == "cpu":
-        return "fp32"
-    return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
+    # As fast as bf16, and its three bits more keep features nearer to fp32's wherever both were compared.
+    return "fp32" if device.type == "cpu" else "fp16"
 
 
 def _load(name: str, weights: Any, config: ExtractConfig, device: torch.device, *, normalise: bool) -> Backbone:

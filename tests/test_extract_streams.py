@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from amfir.cache import Store
 from amfir.cache.errors import UserError
-from amfir.extract.backbones import i3d, load_backbone
+from amfir.extract.backbones import Backbone, i3d, load_backbone
 from amfir.extract.batcher import OPEN_SHAPES, Batcher
 from amfir.extract.clips import Clip
 from amfir.extract.config import ExtractConfig
@@ -25,6 +25,8 @@ from amfir.extract.job import extract
 from amfir.extract.networks import choose_precision, find_devices, load_networks
 from amfir.extract.sampling import Sampling, frame_positions
 from amfir.extract.spec import agree, stream_spec
+
+from .extracting import network_of
 
 MakeClip = Callable[..., Path]
 SMALL = ExtractConfig(("flow",), frames=2, size=32, workers=1, device="cpu")
@@ -189,3 +191,20 @@ def test_devices_are_named_once_and_are_of_one_kind() -> None:
 def test_half_precision_is_for_gpus() -> None:
     assert choose_precision("auto", CPU) == "fp32"
     assert choose_precision("bf16", CPU) == "bf16"
+
+
+class Overflowing(torch.nn.Module):
+    """A network whose features leave the range of float16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.weight * torch.full((len(images), 2), 1e6)
+
+
+def test_features_that_are_not_finite_end_the_job_in_one_line(clips: list[Clip]) -> None:
+    backbone = Backbone("wild", Overflowing(), 2, 16, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "0" * 64, ())
+    with pytest.raises(UserError, match="'wild' gives values that are no numbers"), torch.inference_mode():
+        network_of(backbone, ExtractConfig(size=16)).run(np.zeros((4, 16, 16, 3), np.uint8))
