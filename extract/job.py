@@ -54,12 +54,12 @@ def extract(
         listed=lambda count: show(Progress(count, 0, 0, 0, time.monotonic() - started)),
     )
     tally = Tally(plan, started)
-    if config.engine == "ray" and plan.todo:
+    if config.engine == "local":
+        _run_here(plan, cache, config, tally, show)
+    elif plan.todo:
         from .cluster import run_cluster
 
         run_cluster(plan.tasks(), cache, config, config.address, tally, show)
-    else:
-        _run_here(plan, cache, config, tally, show)
     return tally.report()
 
 

@@ -82,7 +82,7 @@ _file = click.Path(exists=True, dir_okay=False, path_type=Path)
     show_default=True,
     help="This machine, or a Ray cluster.",
 )
-@click.option("--address", metavar="HOST:PORT", help="Ray cluster.  [default: RAY_ADDRESS, or one on this machine]")
+@click.option("--address", metavar="HOST:PORT", help="Ray cluster; auto, local.  [default: RAY_ADDRESS, or local]")
 @click.option(
     "--strict", is_flag=True, help="Refuse a cache whose flow another backend made, though both agree to 1e-5 px."
 )
