@@ -111,6 +111,20 @@ class Index:
             raise DamageError(path, f"the row of clip {self.clip_ids[position]!r} does not match its checksum")
 
 
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """Which clips a file holds, and no more."""
+
+    fingerprint: str
+    """Of the stream's spec."""
+    clip_ids: list[bytes]
+    """[n], encoded."""
+    sources: NDArray[np.int64]
+    """[n, 2], size and mtime."""
+    failures: Sequence[Failure]
+    """Any number."""
+
+
 def encode(text: str) -> bytes:
     """Return a text as UTF-8."""
     # File names that are no UTF-8 reach Python with lone surrogates in them; they have to come back as they were.

@@ -11,9 +11,9 @@
 import io
 import itertools
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .files import new_file
+from .rows import Contents, Index, Place, decode, encode
 from .rows import Failure as Failure
-from .rows import Index, Place, decode, encode
 from .rows import Row as Row
 from .sidecar import DamageError, VanishedError, check_file
 from .spec import StreamSpec
@@ -94,20 +94,6 @@ def read_index(path: Path) -> Index:
             failures=_failures(path, file),
             place=_place(file, len(texts) // 2),
         )
-
-
-@dataclass(frozen=True, eq=False)
-class Contents:
-    """Which clips a file holds, and no more."""
-
-    fingerprint: str
-    """Of the stream's spec."""
-    clip_ids: list[bytes]
-    """[n], encoded."""
-    sources: NDArray[np.int64]
-    """[n, 2], size and mtime."""
-    failures: Sequence[Failure]
-    """Any number."""
 
 
 def read_contents(path: Path) -> Contents:
@@ -189,6 +175,8 @@ def _read_errors(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise VanishedError(path) from None
     except _HDF5_ERRORS as error:
+        if not os.path.lexists(path):  # removed while HDF5 was opening it, which it reports in several ways
+            raise VanishedError(path) from None
         raise DamageError(path, f"HDF5 cannot read the file ({' '.join(str(error).split())})") from None
 
 

@@ -198,6 +198,19 @@ def test_a_pack_between_any_two_steps_of_a_reader_is_not_noticed(tmp_path: Path)
     assert int(output) > 5
 
 
+def test_a_file_that_goes_while_hdf5_opens_it_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, _ = write_rows(tmp_path, [0]), write_rows(tmp_path, [1])
+
+    def open_too_late(path: Path, *args: object, **kwargs: object) -> None:
+        monkeypatch.undo()
+        pack(tmp_path)
+        assert not first.exists()
+        raise OSError("Unable to synchronously open file (can't retrieve stat info for file)")  # HDF5's words
+
+    monkeypatch.setattr("h5py.File", open_too_late)
+    assert read(tmp_path) == expected([0, 1])
+
+
 def test_a_damaged_segment_is_not_packed(tmp_path: Path) -> None:
     write_rows(tmp_path, [0])
     path = write_rows(tmp_path, [1])
