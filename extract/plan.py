@@ -1,7 +1,7 @@
 """What is left to do: the clips of a job against what the cache holds.
 
-A list may have millions of clips, most of them done. So it is read twice and never kept: once to count and to refuse
-what is wrong with it, and once more, while the job goes on, for the clips that are to be done.
+A list may have millions of clips, most of them done, and is never kept. It is read once to count and to refuse what is
+wrong with it; and once more, while the job goes on, for the clips that are to be done, unless these are few.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,10 +17,12 @@ from ..cache.index import StreamIndex, digests
 from ..cache.rows import Failure
 from ..cache.store import Store
 from ..cache.verify import discard_damaged
-from .clips import Clip
+from .clips import Checked, Clip
 from .source import source_of
 from .worker import Task
 
+KEPT_TASKS = 10_000
+"""Clips to be done that are kept from the first pass; if there are more, there is a second one."""
 BLOCK = 8192
 """Clips that are looked up at a time."""
 LISTED_FAILURES = 1000
@@ -34,7 +36,7 @@ class Plan:
     """A job's clips, counted by what has to be done with them."""
 
     tasks: Callable[[], Iterator[Task]]
-    """Goes through the list again and yields the clips that are to be done."""
+    """Yields the clips that are to be done."""
     clips: int = 0
     """All clips."""
     todo: int = 0
@@ -72,10 +74,17 @@ def make_plan(
     again = list(clips) if isinstance(clips, Iterator) else clips
     lookup = _Lookup(_read_indices(cache, streams), retry_failed)
     busy: list[bool] = []
-    plan = Plan(lambda: _tasks(again, lookup, busy))
+    kept: list[Task] = []
+    plan = Plan(lambda: iter(kept) if len(kept) == plan.todo else _tasks(again, lookup, busy))
     census = _Census(plan, lookup)
     for block in _blocks(again):
-        busy.append(census.count(block))
+        found = lookup.find(block)
+        todo = [*_todo(block, found)]
+        if isinstance(clips, Checked):
+            clips.require(task.clip for task in todo)
+        kept += todo[: KEPT_TASKS - len(kept)]
+        busy.append(bool(todo))
+        census.count(block, found, len(todo))
         if listed:
             listed(plan.clips)
     if repeated := census.repeated():
@@ -97,6 +106,11 @@ class _Found:
     """Stream -> whether it is to be done `[n]`."""
     standing: NDArray[np.bool_]
     """Whether a failure stands `[n]`."""
+
+    @property
+    def complete(self) -> NDArray[np.bool_]:
+        """Whether there are features in all streams `[n]`."""
+        return np.logical_and.reduce([found >= 0 for found in self.rows.values()])
 
 
 class _Lookup:
@@ -133,20 +147,17 @@ class _Census:
         self._stride = done // CHECKED_SOURCES + 1
         self._finished = 0
 
-    def count(self, block: list[Clip]) -> bool:
-        """Count a block of clips; returns whether there is anything to do in it."""
-        found = self._lookup.find(block)
+    def count(self, block: list[Clip], found: _Found, todo: int) -> None:
+        """Count a block of clips, so many of which are to be done."""
         self._keys.append(found.keys)
-        todo = np.logical_or.reduce(list(found.wanted.values()))
         plan = self._plan
         plan.clips += len(block)
-        plan.todo += int(todo.sum())
+        plan.todo += todo
         plan.standing += int(found.standing.sum())
-        plan.skipped += int((~todo & ~found.standing).sum())
+        plan.skipped += int(found.complete.sum())
         for i in np.flatnonzero(found.standing)[: LISTED_FAILURES - len(self.standing_ids)].tolist():
             self.standing_ids.add(block[i].id)
         self._check_sources(block, found.rows)
-        return bool(todo.any())
 
     def repeated(self) -> set[bytes]:
         """Return the digests that came more than once."""
@@ -178,11 +189,14 @@ def _tasks(clips: Iterable[Clip], lookup: _Lookup, busy: list[bool]) -> Iterator
     for number, block in enumerate(_blocks(clips)):
         if number < len(busy) and not busy[number]:
             continue
-        found = lookup.find(block)
-        todo = np.logical_or.reduce(list(found.wanted.values()))
-        for i in np.flatnonzero(todo).tolist():
-            streams = tuple(stream for stream, wanted in found.wanted.items() if wanted[i])
-            yield Task(block[i], streams, standing=bool(found.standing[i]))
+        yield from _todo(block, lookup.find(block))
+
+
+def _todo(block: list[Clip], found: _Found) -> Iterator[Task]:
+    """Yield the clips of a block that are to be done."""
+    for i in np.flatnonzero(np.logical_or.reduce(list(found.wanted.values()))).tolist():
+        streams = tuple(stream for stream, wanted in found.wanted.items() if wanted[i])
+        yield Task(block[i], streams, standing=bool(found.standing[i]))
 
 
 def _blocks(clips: Iterable[Clip]) -> Iterator[list[Clip]]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..cache.errors import UserError
-from ..extract.clips import Clip
+from ..extract.clips import Checked, Clip
 from ..extract.remote import as_place, bare, scheme_of
 from .source_csv import PARTS, CsvSource, csv_split
 from .source_folder import FolderSource, list_folder
@@ -28,7 +28,7 @@ def open_source(videos: str | Path) -> Iterable[Clip]:
     """Open a dataset, so that its clips can be iterated, again and again in one order.
 
     The clips are listed on the way, so that memory does not grow with their number. Complaints about the list as a
-    whole (missing files, an id twice, no clips at all) come at the end of the first complete iteration.
+    whole (an id twice, no clips at all) come at the end of the first complete iteration.
 
     Args:
         videos: A folder with one folder a class, a CSV, a tar, a folder of tars, or a pattern of tars like
@@ -50,7 +50,11 @@ def list_clips(videos: str | Path) -> list[Clip]:
     Raises:
         UserError: If `videos` is missing, has no clips or clips without a class, or if the list is bad.
     """
-    return sorted(open_source(videos))
+    source = open_source(videos)
+    clips = sorted(source)
+    if isinstance(source, Checked):
+        source.require(clips)
+    return clips
 
 
 def _open_local(path: Path, given: str) -> Iterable[Clip]:

@@ -4,8 +4,9 @@ import csv
 import os
 import posixpath
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -25,8 +26,8 @@ class CsvSource:
     """The clips of a CSV, in its order.
 
     Relative paths start at the CSV's folder; the id is the path as written, normalised. A path may be a URL, which is
-    its own id. The first complete iteration also makes sure that no id occurs twice, that all local files are there,
-    and that the packages for the URLs are installed.
+    its own id. The first complete iteration also makes sure that no id occurs twice, and that the packages for the URLs
+    are installed.
 
     Args:
         source: The CSV; as a `str`, a URL.
@@ -48,6 +49,22 @@ class CsvSource:
             self._refuse(census)
             self._checked = True
 
+    def require(self, clips: Iterable[Clip]) -> None:
+        """Make sure that the files of some of these clips are there, as far as they are local.
+
+        Raises:
+            UserError: Counting those that are missing, and naming the first few with their lines.
+        """
+        clips = list(clips)
+        missing = {clip.id for clip in clips if scheme_of(str(clip.place)) is None and not _is_there(str(clip.place))}
+        if missing:
+            named = (f"line {line}: {clip_id!r}" for clip_id, line in self._places() if clip_id in missing)
+            raise UserError(
+                f"{len(missing)} of {len(clips)} files are missing "
+                f"({first_few(list(islice(named, NAMED_FILES + 1)), NAMED_FILES)}); listed in {self._source}; "
+                f"mend the paths (relative ones start at {self._folder})"
+            )
+
     def _refuse(self, census: "_Census") -> None:
         """Raise if the list as a whole is bad."""
         if not census.hashes:
@@ -55,12 +72,6 @@ class CsvSource:
         if repeat := first_repeat(census.hashes, self._places):
             clip_id, first, second = repeat
             raise UserError(f"{clip_id!r} is listed twice; lines {first} and {second} of {self._source}; drop one")
-        if census.num_missing:
-            raise UserError(
-                f"{census.num_missing} of {len(census.hashes)} files are missing "
-                f"({first_few(census.missing, NAMED_FILES)}); listed in {self._source}; "
-                f"mend the paths (relative ones start at {self._folder})"
-            )
 
     def _places(self) -> Iterator[tuple[str, int]]:
         return ((_clip(row, self._folder).id, row.line) for row in _rows(self._source))
@@ -113,8 +124,6 @@ class _Census:
 
     def __init__(self) -> None:
         self.hashes = array("q")
-        self.num_missing = 0
-        self.missing: list[str] = []
         self._schemes: set[str] = set()
 
     def take(self, clip: Clip, row: _Row) -> None:
@@ -125,14 +134,9 @@ class _Census:
         """
         self.hashes.append(hash(clip.id))
         place = str(clip.place)
-        if scheme := scheme_of(place):
-            if scheme not in self._schemes:
-                self._schemes.add(scheme)
-                _try_scheme(place, row)
-        elif not _is_there(place):
-            self.num_missing += 1
-            if len(self.missing) <= NAMED_FILES:
-                self.missing.append(f"line {row.line}: {row.path!r}")
+        if (scheme := scheme_of(place)) and scheme not in self._schemes:
+            self._schemes.add(scheme)
+            _try_scheme(place, row)
 
 
 def _try_scheme(url: str, row: _Row) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from amfir.cache.errors import UserError
-from amfir.extract.clips import Clip
+from amfir.extract.clips import Checked, Clip
 from amfir.pipeline.datasets import csv_split, list_clips, open_source
 from amfir.pipeline.repeats import first_repeat
 
@@ -206,16 +206,14 @@ def test_a_csv_is_read_row_by_row_in_its_order(tmp_path: Path) -> None:
         next(clips)
 
 
-def test_a_csv_is_checked_as_a_whole_once(tmp_path: Path) -> None:
-    touch(tmp_path, "a.mp4", "b.mp4")
-    source = open_source(write_csv(tmp_path, "path,label", "a.mp4,run", "b.mp4,run"))
-    (tmp_path / "b.mp4").unlink()
-    with pytest.raises(UserError, match="1 of 2 files are missing"):
-        list(source)
-    touch(tmp_path, "b.mp4")
-    clips = list(source)
-    (tmp_path / "b.mp4").unlink()
-    assert list(source) == clips
+def test_a_csv_requires_the_files_that_are_asked_for(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4", "c.mp4")
+    source = open_source(write_csv(tmp_path, "path,label", "a.mp4,run", "b.mp4,run", "memory://b.mp4,run", "c.mp4,run"))
+    assert isinstance(source, Checked)
+    first, missing, remote, last = source
+    source.require([first, remote, last])
+    with pytest.raises(UserError, match=r"1 of 2 files are missing \(line 3: 'b.mp4'\)"):
+        source.require([missing, last])
 
 
 def test_a_long_csv_takes_eight_bytes_a_row(tmp_path: Path) -> None:
