@@ -121,5 +121,6 @@ def _walk(folder: str, prefix: str, label: str, ancestors: frozenset[tuple[int, 
 
 
 def _is_side_file(name: str) -> bool:
-    stem, suffix = os.path.splitext(name.lower())
-    return suffix in SIDE_SUFFIXES or (not suffix and stem in SIDE_NAMES)
+    # os.path.splitext would take a second for a million names.
+    _, dot, suffix = name.rpartition(".")
+    return f".{suffix.lower()}" in SIDE_SUFFIXES if dot else name.lower() in SIDE_NAMES

@@ -202,18 +202,20 @@ def _at_end_points(expansions: Tensor, frame: Tensor, dx: Tensor, dy: Tensor) ->
     left, top = x.floor(), y.floor()
     inside = (left >= 0.0) & (left < width - 1) & (top >= 0.0) & (top < height - 1)
     # A gather must stay within bounds. What it reads for the others is dropped by the caller, not multiplied by zero.
-    column, row = torch.where(inside, left, 0.0).long(), torch.where(inside, top, 0.0).long()
+    column, row = left.long().clamp_(0, width - 2), top.long().clamp_(0, height - 2)
     index = ((frame[:, None, None] * (5 * height) + row) * width + column).flatten()
     ax, ay = x - left, y - top
     bx, by = 1.0 - ax, 1.0 - ay
-    weights = {0: bx * by, 1: ax * by, width: bx * ay, width + 1: ax * ay}
+    corners = [(0, bx * by), (1, ax * by), (width, bx * ay), (width + 1, ax * ay)]
     coefficients = expansions.reshape(-1)
+
+    def read(start: int) -> Tensor:
+        return coefficients[start:].index_select(0, index).view_as(dx)
 
     def sample(channel: int) -> Tensor:
         start = channel * height * width
-        corners = [coefficients[start + offset :].index_select(0, index).view_as(dx) for offset in weights]
-        p, q, r, s = (corner * weight for corner, weight in zip(corners, weights.values(), strict=True))
-        return p + q + r + s
+        p, q, r, s = (read(start + offset).mul_(weight) for offset, weight in corners)
+        return p.add_(q).add_(r).add_(s)
 
     return inside, [sample(channel) for channel in range(5)]
 
