@@ -110,7 +110,8 @@ class _Found:
     @property
     def complete(self) -> NDArray[np.bool_]:
         """Whether there are features in all streams `[n]`."""
-        return np.logical_and.reduce([found >= 0 for found in self.rows.values()])
+        there: NDArray[np.bool_] = np.all([found >= 0 for found in self.rows.values()], axis=0)
+        return there
 
 
 class _Lookup:

@@ -69,9 +69,7 @@ def some_clips(videos: Path | None, count: int) -> Iterator[list[Clip]]:
             generate(source, clips_per_class=max(1, count // 24), num_frames=24)
         listed = list_clips(source)
         if any(clip.span or isinstance(clip.path, str) for clip in listed):
-            raise UserError(
-                f"OpenCV reads no shards and no URLs; {source}; bench a folder or a CSV of local files"
-            )
+            raise UserError(f"OpenCV reads no shards and no URLs; {source}; bench a folder or a CSV of local files")
         yield [listed[i] for i in np.unique(np.linspace(0, len(listed) - 1, min(count, len(listed))).astype(int))]
 
 
