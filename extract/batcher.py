@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 Slot = TypeVar("Slot")
 
-OPEN_SHAPES = 8
-"""Shapes of which unfinished batches are kept; clips of one data set rarely have more."""
+OPEN_SHAPES = 32
+"""Shapes of which unfinished batches are kept; a data set with many more runs part of its batches half empty."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ finds its way after damage, and codecs like VP8 that decode any bytes without co
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +20,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from .container import open_video
+from .hwaccel import hardware
 from .reasons import REASONS, DecodeError
 from .reduce import Collector, Sampled, Want
 from .sampling import Sampling
@@ -54,9 +56,14 @@ def decode_clip(
     Raises:
         DecodeError: With a key of `REASONS` other than "timeout" and "decoder-died".
     """
+    new_collector = partial(Collector, sampling, clip_id, wants)
     with open_clip(path, span) as file:
+        if hardware(hwaccel) is not None:
+            # Software has the last word: a GPU that is full, or cannot, says nothing about the clip.
+            with suppress(DecodeError, av.error.FFmpegError, OSError):
+                return _decode_file(file, hwaccel, new_collector)
         try:
-            return _decode_file(file, hwaccel, partial(Collector, sampling, clip_id, wants))
+            return _decode_file(file, "none", new_collector)
         except av.error.FFmpegError as error:
             raise DecodeError("damaged", f"decoding failed ({error.strerror})") from error
         except OSError as error:

@@ -17,7 +17,8 @@ def hardware(name: str) -> HWAccel | None:
     """
     if name not in hwdevices_available():
         return None
-    accel = HWAccel(device_type=name, allow_software_fallback=True)
+    # All containers of a process share the device's primary context: one of their own would cost memory and time.
+    accel = HWAccel(device_type=name, allow_software_fallback=True, options={"primary_ctx": "1"})
     try:
         # The fallback covers what the hardware cannot decode; that there is none shows only here.
         accel.create(av.Codec("h264", "r"))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..cache.writer import StreamWriter
+from .allocator import keep_freed_memory
 from .clips import Clip
 from .config import ExtractConfig, decode_settings
 from .plan import Plan, make_plan
@@ -56,7 +57,7 @@ def extract(
     tally = Tally(plan, started)
     if config.engine == "local":
         _run_here(plan, cache, config, tally, show)
-    elif plan.todo:
+    else:  # even if there is nothing to do: an actor refuses a cache of another spec
         from .cluster import run_cluster
 
         run_cluster(plan.tasks(), cache, config, config.address, tally, show)
@@ -90,7 +91,10 @@ def load_lanes(config: ExtractConfig) -> list[Mapping[str, "Network"]]:
     from .networks import find_devices, load_networks
 
     devices = find_devices(config.device)
-    count = cores() if devices[0].type == "cpu" else 2
+    on_cpu = devices[0].type == "cpu"
+    if on_cpu:
+        keep_freed_memory()
+    count = cores() if on_cpu else 2
     return [networks for device in devices for networks in [load_networks(config, device)] * count]
 
 

@@ -96,8 +96,8 @@ class Lanes(Generic[Slot]):
                     if item is None:
                         return
                     stream, batch = item
-                    features = networks[stream].run(batch.items)
-                    self._deliver(stream, batch.slots, features[: len(batch.slots)])
+                    features = networks[stream].run(batch.items, len(batch.slots))
+                    self._deliver(stream, batch.slots, features)
         except BaseException as error:  # raised again on the job's thread
             self._alarm.ring(error)
 

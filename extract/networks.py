@@ -1,6 +1,7 @@
 """The networks of a job: the devices they run on, their loading, and one run of one."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,27 +50,26 @@ class Network:
         per_item = (backbone.fields,) if backbone.fields > 1 else ()
         return product.reshape(len(product) * frames, *per_item, *product.shape[2:])
 
-    def run(self, items: NDArray[Any]) -> NDArray[np.float16]:
-        """Compute the features `[B, k, D]` or `[B, k, P, D]` of a batch of items; call it in inference mode.
+    def run(self, items: NDArray[Any], count: int | None = None) -> NDArray[np.float16]:
+        """Compute the features of the first items of a batch; call it in inference mode.
+
+        Args:
+            items: `[B, ...]`.
+            count: How many of them matter; None takes all.
+
+        Returns:
+            `[count, k, D]` or `[count, k, P, D]`.
 
         Raises:
             MachineError: If the device runs out of memory.
             UserError: If a value is not finite.
         """
-        device = self.backbone.device
-        try:
-            batch = _to_device(items, device)
+        with _memory_errors(self.backbone, len(items), self.settings.size):
+            batch = _to_device(items, self.backbone.device)
             if self.from_pairs is not None:
-                batch = self.from_pairs(batch)
-            features: NDArray[np.float16] = self.backbone.features(batch).to(torch.float16).cpu().numpy()
-        except (RuntimeError, MemoryError) as error:
-            # Of the two allocators only the GPU's has an error class of its own.
-            if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error):
-                raise MachineError(
-                    f"out of memory on {device} with {len(items)} items of {self.settings.size} pixels; "
-                    f"backbone {self.backbone.name!r}; use a smaller --batch-size, in a new cache"
-                ) from error
-            raise
+                # A pair's flow does not depend on the others, so that none is wasted on the padding.
+                batch = _padded(self.from_pairs(batch[:count]), len(items))
+            features: NDArray[np.float16] = self.backbone.features(batch)[:count].to(torch.float16).cpu().numpy()
         if not np.isfinite(features).all():
             raise UserError(
                 f"backbone {self.backbone.name!r} gives values that are no numbers or too large for float16; "
@@ -181,6 +181,27 @@ def _to_device(items: NDArray[Any], device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
+def _padded(batch: torch.Tensor, size: int) -> torch.Tensor:
+    """Add black items up to the size of a batch."""
+    missing = size - len(batch)
+    return torch.cat([batch, batch.new_zeros(missing, *batch.shape[1:])]) if missing else batch
+
+
+@contextmanager
+def _memory_errors(backbone: Backbone, items: int, size: int) -> Iterator[None]:
+    """Turn a lack of memory into one line that names the way out."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        # Of the two allocators only the GPU's has an error class of its own.
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error):
+            raise MachineError(
+                f"out of memory on {backbone.device} with {items} items of {size} pixels; "
+                f"backbone {backbone.name!r}; use a smaller --batch-size, in a new cache"
+            ) from error
+        raise
+
+
 def _try(network: Network, frames: int) -> None:
     """Run a network on one black item.
 
@@ -192,7 +213,7 @@ def _try(network: Network, frames: int) -> None:
     lead = (1, fields) if backbone.whole or fields > 1 else (1,)
     black = torch.zeros((*lead, size, size, backbone.channels), dtype=_DTYPES[backbone.channels])
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), _memory_errors(backbone, 1, size):
             backbone.features(black.to(backbone.device))
     except (RuntimeError, AssertionError, ValueError) as error:
         cause = " ".join(str(error).split())[:200]

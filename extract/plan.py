@@ -73,9 +73,8 @@ def make_plan(
     """
     again = list(clips) if isinstance(clips, Iterator) else clips
     lookup = _Lookup(_read_indices(cache, streams), retry_failed)
-    busy: list[bool] = []
     kept: list[Task] = []
-    plan = Plan(lambda: iter(kept) if len(kept) == plan.todo else _tasks(again, lookup, busy))
+    plan = Plan(lambda: iter(kept) if len(kept) == plan.todo else _tasks(again, lookup))
     census = _Census(plan, lookup)
     for block in _blocks(again):
         found = lookup.find(block)
@@ -83,14 +82,13 @@ def make_plan(
         if isinstance(clips, Checked):
             clips.require(task.clip for task in todo)
         kept += todo[: KEPT_TASKS - len(kept)]
-        busy.append(bool(todo))
         census.count(block, found, len(todo))
         if listed:
             listed(plan.clips)
     if repeated := census.repeated():
         name = next(clip.id for clip in again if digests([clip.id]).tobytes() in repeated)
         raise UserError(f"clip {name!r} is listed twice; in the list of clips; name each clip once")
-    plan.failures = _standing_failures(cache, census.standing_ids)
+    plan.failures = _standing_failures(cache, streams, census.standing_ids)
     return plan
 
 
@@ -185,11 +183,9 @@ class _Census:
             self._plan.changed += source != (0, 0) and any(source != was for was in old)
 
 
-def _tasks(clips: Iterable[Clip], lookup: _Lookup, busy: list[bool]) -> Iterator[Task]:
-    """The second pass: yield the clips that are to be done."""
-    for number, block in enumerate(_blocks(clips)):
-        if number < len(busy) and not busy[number]:
-            continue
+def _tasks(clips: Iterable[Clip], lookup: _Lookup) -> Iterator[Task]:
+    """The second pass: yield the clips that are to be done; the list may have changed since the first."""
+    for block in _blocks(clips):
         yield from _todo(block, lookup.find(block))
 
 
@@ -218,10 +214,11 @@ def _read_indices(cache: Path, streams: tuple[str, ...]) -> dict[str, StreamInde
     return {stream: store.index(stream) if stream in present else None for stream in streams}
 
 
-def _standing_failures(cache: Path, clip_ids: set[str]) -> list[Failure]:
+def _standing_failures(cache: Path, streams: tuple[str, ...], clip_ids: set[str]) -> list[Failure]:
     """Return the cached failures of some clips."""
     if not clip_ids:
         return []
     store = Store(cache)
-    found = (failure for stream in store.streams() for failure in store.failures(stream))
+    present = set(store.streams()).intersection(streams)
+    found = (failure for stream in sorted(present) for failure in store.failures(stream))
     return [failure for failure in found if failure.clip_id in clip_ids]

@@ -67,7 +67,6 @@ class Tally:
         self._failures: dict[tuple[str, str, str], Failure] = {}
         self._failed = plan.standing
         self._done = 0
-        self._note(plan.failures)
 
     def complete(self) -> None:
         """Count a clip that has all its streams now."""
@@ -99,8 +98,13 @@ class Tally:
             failed=self._failed,
             changed=self._plan.changed,
             seconds=self._seconds(),
-            failures=[self._failures[key] for key in sorted(self._failures)],
+            failures=self._listed(),
         )
+
+    def _listed(self) -> list[Failure]:
+        """Return this job's failures, then as many of those that stand as there is room for, sorted."""
+        self._note(self._plan.failures)
+        return [self._failures[key] for key in sorted(self._failures)]
 
     def _note(self, failures: Sequence[Failure]) -> None:
         for failure in failures:

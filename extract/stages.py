@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..cache import Row, StreamWriter
+from .allocator import keep_freed_memory
 from .batcher import Batcher
 from .clips import Clip
 from .config import ExtractConfig, decode_settings
@@ -37,6 +38,7 @@ def stage_seconds(clips: Sequence[Clip], config: ExtractConfig) -> dict[str, flo
         and "write". Starting and loading are left out.
     """
     networks = load_networks(config)
+    keep_freed_memory()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)

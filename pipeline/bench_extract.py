@@ -87,6 +87,8 @@ def plain_seconds(clips: Sequence[Clip], config: ExtractConfig, folder: Path) ->
             networks = load_networks(config)
             for number, clip in enumerate(clips):
                 frames = _read_all(str(clip.path))
+                if len(frames) < 2:  # the job lists such clips as failures
+                    continue
                 for stream, network in networks.items():
                     images = _images(stream, frames, network, config)
                     features = [network.backbone.features(_one(image, network)) for image in images]

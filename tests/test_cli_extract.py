@@ -69,7 +69,7 @@ def test_good_clips_are_extracted_and_bad_ones_listed_with_reasons(extracted: tu
     cache, result = extracted
     assert result.exit_code == 3
     report = json.loads(result.stdout)
-    assert list(report) == ["clips", "done", "skipped", "failed", "seconds", "clips_per_second"]
+    assert list(report) == ["clips", "done", "skipped", "failed", "changed", "seconds", "clips_per_second"]
     assert [report[key] for key in ("clips", "done", "skipped", "failed")] == [7, 4, 0, 3]
     assert report["clips_per_second"] == pytest.approx(4 / report["seconds"])
     for line in ("run/empty.mp4  empty-file:", "run/playlist.mp4  forbidden-format:", "jump/dangling.mp4  missing:"):

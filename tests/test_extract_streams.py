@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from av.codec.hwaccel import HWAccel
 from numpy.typing import NDArray
 
 from amfir.cache import Store
@@ -21,6 +22,7 @@ from amfir.extract.decode import Want, decode_clip
 from amfir.extract.flow.on_device import area_weights, render, squash
 from amfir.extract.flow.render import render as render_on_host
 from amfir.extract.frames import fit
+from amfir.extract.hwaccel import hardware
 from amfir.extract.job import extract
 from amfir.extract.networks import choose_precision, find_devices, load_networks
 from amfir.extract.sampling import Sampling, frame_positions
@@ -208,3 +210,45 @@ def test_features_that_are_not_finite_end_the_job_in_one_line(clips: list[Clip])
     backbone = Backbone("wild", Overflowing(), 2, 16, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "0" * 64, ())
     with pytest.raises(UserError, match="'wild' gives values that are no numbers"), torch.inference_mode():
         network_of(backbone, ExtractConfig(size=16)).run(np.zeros((4, 16, 16, 3), np.uint8))
+
+
+class Unit(torch.nn.Module):
+    """A network with features of unit length: no numbers at all for a black image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        means = images.mean(dim=(2, 3)) * self.weight
+        return means / means.norm(dim=1, keepdim=True)
+
+
+def test_what_a_network_makes_of_the_padding_does_not_matter() -> None:
+    backbone = Backbone("unit", Unit(), 3, 16, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "0" * 64, ())
+    network = network_of(backbone, ExtractConfig(size=16))
+    items = np.zeros((4, 16, 16, 3), np.uint8)
+    items[:2] = 200
+    with torch.inference_mode():
+        assert network.run(items, 2).shape == (2, 1, 3)
+        with pytest.raises(UserError, match="no numbers"):
+            network.run(items)
+
+
+def test_a_decoder_without_hardware_falls_back_to_software(clips: list[Clip], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the probe had found a device, and then it is full; where there is one, it decodes."""
+    from amfir.extract import container, decode
+
+    expected = decode_clip(clips[0].path, Sampling(4), {"rgb": Want(32)}, clip_id="x").arrays["rgb"]
+    for module in (container, decode):
+        monkeypatch.setattr(
+            module, "hardware", lambda name: HWAccel("cuda", allow_software_fallback=True) if name == "cuda" else None
+        )
+    found = decode_clip(clips[0].path, Sampling(4), {"rgb": Want(32)}, clip_id="x", hwaccel="cuda").arrays["rgb"]
+    assert np.abs(found.astype(int) - expected).max() <= 3
+
+
+def test_hardware_that_is_not_there_is_none() -> None:
+    assert hardware("none") is None
+    if not torch.cuda.is_available():
+        assert hardware("cuda") is None

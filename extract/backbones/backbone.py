@@ -89,7 +89,7 @@ class Backbone:
     def _statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation in the units of the input, kept on the device: each copy to a GPU would wait for it."""
         unit = 255 if self.channels == 3 else 1
-        mean, std = (torch.tensor(values, device=self.device) * unit for values in (self.mean, self.std))
+        mean, std = ((torch.tensor(values) * unit).to(self.device) for values in (self.mean, self.std))
         return mean, std
 
 

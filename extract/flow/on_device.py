@@ -1,6 +1,7 @@
 """From grey pairs to a network's input on one device: flow, rendering, and the cut or squeeze to a square."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -55,10 +56,16 @@ def cut(images: Tensor, size: int) -> Tensor:
 
 def squash(images: Tensor, size: int) -> Tensor:
     """Squeeze `[N, H, W, C]` to a square of at most their size, each pixel the mean of the area that it covers."""
-    rows, columns = (torch.from_numpy(area_weights(n, size)).to(images.device) for n in images.shape[1:3])
+    rows, columns = (_weights_on(n, size, images.device) for n in images.shape[1:3])
     narrow = torch.einsum("tw,nhwc->nhtc", columns, images.float())
     small = torch.einsum("sh,nhtc->nstc", rows, narrow)
     return small if images.is_floating_point() else small.round_().clamp_(0, 255).to(images.dtype)
+
+
+@lru_cache(maxsize=64)
+def _weights_on(length: int, size: int, device: torch.device) -> Tensor:
+    # Kept, since a copy to a GPU waits until all that was launched before it is done.
+    return torch.from_numpy(area_weights(length, size)).to(device)
 
 
 def area_weights(length: int, size: int) -> NDArray[np.float32]:

@@ -30,8 +30,15 @@ def bench() -> None:
 
 @bench.command()
 @click.argument("videos", required=False, type=_videos)
-@click.option("--pairs", default=64, show_default=True, help="Pairs of frames.")
-@click.option("--short-side", default=256, show_default=True, metavar="PIXELS", help="Short side of the frames.")
+@click.option("--pairs", type=click.IntRange(1), default=64, show_default=True, help="Pairs of frames.")
+@click.option(
+    "--short-side",
+    type=click.IntRange(8),
+    default=256,
+    show_default=True,
+    metavar="PIXELS",
+    help="Short side of the frames.",
+)
 @click.option("--backends", default="opencv,torch", show_default=True, callback=parse_streams, help="Which, by name.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:1 ...: where device backends run.")
 @click.option("--poly-n", default=5, show_default=True, help="Radius of the expansion; 7 goes with sigma 1.5.")
@@ -85,7 +92,7 @@ def _flow_rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
 
 @bench.command()
 @click.argument("videos", required=False, type=_videos)
-@click.option("--clips", default=240, show_default=True, help="Clips to extract.")
+@click.option("--clips", type=click.IntRange(1), default=240, show_default=True, help="Clips to extract.")
 @click.option("--rgb", default=_DEFAULT.rgb, show_default=True, metavar="NAME", help="Backbone of the RGB stream.")
 @click.option("--flow", default=_DEFAULT.flow, show_default=True, metavar="NAME", help="Backbone of the flow stream.")
 @click.option("--rgb-weights", type=_file, metavar="FILE", help="State dict of the RGB backbone.")

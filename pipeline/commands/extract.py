@@ -157,7 +157,7 @@ def _run(videos: str, cache: Path, config: ExtractConfig) -> "ExtractReport":
 
 
 def _as_json(report: "ExtractReport") -> dict[str, float]:
-    names = ("clips", "done", "skipped", "failed", "seconds", "clips_per_second")
+    names = ("clips", "done", "skipped", "failed", "changed", "seconds", "clips_per_second")
     return {name: getattr(report, name) for name in names}
 
 
