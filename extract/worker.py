@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from .allocator import keep_freed_memory
 from .clips import Clip
 from .decode import DecodeError, Sampled, decode_clip
 from .flow import HOST_BACKENDS, FlowBackend
@@ -73,6 +74,7 @@ def serve(connection: Connection) -> None:
     """Run a worker: say `READY`, then answer each pair of `Task` and `DecodeSettings` with a `Decoded`."""
     threading.Thread(target=_die_with_parent, daemon=True).start()
     cv2.setNumThreads(0)
+    keep_freed_memory()
     try:
         connection.send(READY)
         while True:

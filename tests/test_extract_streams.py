@@ -221,7 +221,8 @@ class Unit(torch.nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         means = images.mean(dim=(2, 3)) * self.weight
-        return means / means.norm(dim=1, keepdim=True)
+        unit: torch.Tensor = means / means.norm(dim=1, keepdim=True)
+        return unit
 
 
 def test_what_a_network_makes_of_the_padding_does_not_matter() -> None:
