@@ -32,7 +32,8 @@ def pick(registry: Mapping[str, T], name: str, what: str) -> T:
     if name in registry:
         return registry[name]
     near = get_close_matches(name, registry, n=1, cutoff=0.4)
-    known = f"did you mean {near[0]!r}?" if len(registry) > 20 and near else f"known: {', '.join(sorted(registry))}"
-    if near and len(registry) <= 20:
-        known = f"did you mean {near[0]!r}? {known}"
+    listed = ", ".join(sorted(registry)[:20]) + (f" ... ({len(registry)} in all)" if len(registry) > 20 else "")
+    known = f"known: {listed}"
+    if near:
+        known = f"did you mean {near[0]!r}?" + (f" {known}" if len(registry) <= 20 else "")
     raise UserError(f"unknown {what} {name!r}; {known}")

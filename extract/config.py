@@ -20,6 +20,7 @@ STREAMS = ("rgb", "flow")
 FITS = ("crop", "squash")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 ENGINES = ("local", "ray")
+MAX_BATCH = 4096
 PRESETS: dict[str, dict[str, object]] = {
     "papers": {"rgb": "resnet50", "flow": "i3d-flow-charades", "short_side": 256, "size": 224, "fit": "crop"}
 }
@@ -98,6 +99,10 @@ class ExtractConfig:
         }
         for what, (known, name) in choices.items():
             pick(dict.fromkeys(known), name, what)
+        if self.address is not None and self.engine != "ray":
+            raise UserError(f"address is {self.address!r}; --address; it goes with --engine ray")
+        if self.batch_size is not None and self.batch_size > MAX_BATCH:
+            raise UserError(f"batch_size is {self.batch_size}; --batch-size; more than {MAX_BATCH} only costs memory")
         if self.tokens not in (0, 16, 49):
             raise UserError(f"tokens is {self.tokens}; extraction; it must be 0, 16 or 49")
         _ = self.sampling  # checks frames, views and seed

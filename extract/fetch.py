@@ -88,7 +88,7 @@ def _refuse_mismatch(url: str, file: FileIO, partial: Path, sha256: str | None, 
         file.truncate(0)
         raise UserError(
             f"what was fetched is not the file: {problem}; {url}; it is removed: try again, "
-            "or fetch it on another machine and pass --weights FILE"
+            "or fetch it on another machine and pass --rgb-weights or --flow-weights FILE"
         )
 
 

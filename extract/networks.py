@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..cache.errors import MachineError, UserError, pick
-from .backbones import Backbone, load_backbone
+from .backbones import Backbone, i3d, load_backbone
 from .config import ExtractConfig
 from .flow import DEVICE_BACKENDS, choose_backend, load_device_backend
 from .flow.on_device import PairsToInput
@@ -93,6 +93,8 @@ def load_networks(config: ExtractConfig, device: torch.device | None = None) -> 
     networks = {}
     for stream in config.streams:
         name, weights = config.backbone_of(stream)
+        if stream != "flow" and name == i3d.NAME:  # before its weights are looked for
+            raise _takes_flow(name, stream)
         key = (name, weights, config.normalise or stream != "rgb")
         if key not in backbones:
             backbones[key] = _load(name, weights, config, device, normalise=key[2])
@@ -107,6 +109,8 @@ def find_devices(names: str) -> list[torch.device]:
         UserError: If there is no such device, or one is named twice.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if "cuda" in names and not gpus:
+        raise UserError(f"device is {names!r}, and torch {torch.__version__} sees no GPU; --device; use cpu or auto")
     known = {"cpu": "cpu"} | {f"cuda:{i}": f"cuda:{i}" for i in range(gpus)}
     if gpus:
         known["cuda"] = "cuda:0"
@@ -135,7 +139,7 @@ def _load(name: str, weights: Any, config: ExtractConfig, device: torch.device, 
 def _network(stream: str, backbone: Backbone, config: ExtractConfig) -> Network:
     """Put a stream's network together, and try it if its images have another size than it was made for."""
     if backbone.channels == 2 and stream != "flow":
-        raise UserError(f"backbone {backbone.name!r} takes flow; --{stream}; use it with --flow")
+        raise _takes_flow(backbone.name, stream)
     size = config.size or backbone.size
     short_side = config.short_side or size
     if short_side < size:
@@ -164,6 +168,10 @@ def _network(stream: str, backbone: Backbone, config: ExtractConfig) -> Network:
     if size != backbone.size:
         _try(network, config.frames)
     return network
+
+
+def _takes_flow(name: str, stream: str) -> UserError:
+    return UserError(f"backbone {name!r} takes flow; --{stream}; use it with --flow")
 
 
 def _product(backbone: Backbone, flow: str | None) -> Product:

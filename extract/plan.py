@@ -83,7 +83,7 @@ def make_plan(
             clips.require(task.clip for task in todo)
         kept += todo[: KEPT_TASKS - len(kept)]
         census.count(block, found, len(todo))
-        if listed:
+        if listed and plan.clips >= BLOCK:  # a short list is counted before a bar could be looked at
             listed(plan.clips)
     if repeated := census.repeated():
         name = next(clip.id for clip in again if digests([clip.id]).tobytes() in repeated)
@@ -207,6 +207,8 @@ def _read_indices(cache: Path, streams: tuple[str, ...]) -> dict[str, StreamInde
     # A job that was killed in its first moments leaves nothing but temporary files.
     if not cache.is_dir() or all(entry.suffix == ".tmp" for entry in cache.iterdir()):
         return dict.fromkeys(streams)
+    if not (cache / "cache.json").exists():
+        raise UserError(f"the folder holds other files and no cache; --cache {cache}; name an empty or a new folder")
     store = Store(cache)
     present = set(store.streams())
     for stream in present.intersection(streams):

@@ -154,7 +154,8 @@ class Transfer:
         ask = "" if self._answered else "is there a network? "
         keeps = "; what has arrived is kept, and the same command goes on from there" if self._size else ""
         return UserError(
-            f"cannot fetch the file ({cause}); {self._url}; {ask}fetch it on another machine and pass --weights FILE, "
+            f"cannot fetch the file ({cause}); {self._url}; {ask}fetch it on another machine "
+            "and pass --rgb-weights or --flow-weights FILE, "
             f"or copy it to {self._target}{keeps}"
         )
 

@@ -93,13 +93,15 @@ def weights_folder() -> Path:
 def weights_file(name: str) -> Path:
     """Return the weights file of a network, after fetching it if it is not here, with a bar if stderr is a terminal.
 
+    A file that is here is compared with what is known of it: folders are copied, and downloads of others break off.
+
     Raises:
-        UserError: If the name is unknown or the file cannot be fetched.
+        UserError: If the name is unknown, the file cannot be fetched, or is not the published one.
         MachineError: If the disk is full or fails.
     """
     weights = find_weights(name)
     if weights.path.is_file():
-        return weights.path
+        return fetch(weights)
     with tqdm(desc=f"fetching {name}", unit="B", unit_scale=True, disable=None) as bar:
 
         def show(ready: int, total: int, before: int) -> None:

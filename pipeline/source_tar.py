@@ -208,6 +208,6 @@ def _label_in_name(key: str, shard: Path) -> str:
     if not slash:
         raise UserError(
             f"no label; for {key!r} in shard {str(shard)!r}; put a {key}.cls with the class beside the video, or the "
-            "video into a folder with the class's name"
+            "video into a folder with the class's name; if it is the shard's last, the shard may be cut off"
         )
     return folder

@@ -197,7 +197,8 @@ def test_without_a_network_the_error_says_how_to_get_the_weights(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     with pytest.raises(
-        UserError, match=r"https://download\.pytorch\.org/models/resnet18-f37072fd\.pth.*--weights FILE"
+        UserError,
+        match=r"https://download\.pytorch\.org/models/resnet18-f37072fd\.pth.*--rgb-weights or --flow-weights FILE",
     ):
         load_backbone("resnet18")
 

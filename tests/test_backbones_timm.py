@@ -88,7 +88,7 @@ def test_without_a_network_the_error_says_how_to_get_the_weights(tmp_path: Path)
     output = in_a_process_of_its_own(code, {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PATH": ""})
     assert output.count("\n") == 1
     assert "timm:test_vit.r160_in1k" in output
-    assert "--weights FILE" in output
+    assert "--rgb-weights or --flow-weights FILE" in output
 
 
 def test_without_timm_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

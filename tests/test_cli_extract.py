@@ -232,7 +232,7 @@ def test_a_folder_that_is_no_cache_is_refused(videos: Path, tmp_path: Path) -> N
     (tmp_path / "letters/dear.txt").touch()
     result = run("extract", videos, "--cache", tmp_path / "letters", *SMALL)
     assert result.exit_code == 2
-    assert "no amfir cache" in result.stderr
+    assert "holds other files and no cache" in result.stderr
 
 
 def test_the_first_failures_are_listed_and_the_rest_counted(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_a_fetch_that_is_cut_off_says_so_and_is_continued_by_the_same_command(se
     assert result.exit_code == 2
     line = result.stderr.splitlines()[-1]
     assert line.startswith("Error: cannot fetch the file (the connection was dropped after 1000000 of")
-    assert "--weights FILE" in line
+    assert "--rgb-weights or --flow-weights FILE" in line
     assert run("fetch", "squeezenet1_1").exit_code == 0
     assert server.requests[-1]["range"] == "bytes=1000000-"
     assert path.read_bytes() == server.content

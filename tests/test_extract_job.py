@@ -228,7 +228,7 @@ def test_another_spec_is_refused_and_no_worker_is_left(clips: list[Clip], tmp_pa
 def test_a_clip_listed_twice_and_a_foreign_directory_are_refused(clips: list[Clip], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"c0\.mp4.*twice"):
         extract([clips[0], clips[1], clips[0]], tmp_path / "cache", SMALL)
-    with pytest.raises(UserError, match="no amfir cache"):
+    with pytest.raises(UserError, match="holds other files and no cache"):
         extract(clips, tmp_path / "videos", SMALL)
 
 

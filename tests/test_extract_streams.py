@@ -165,9 +165,9 @@ def test_tokens_are_cached_as_such(clips: list[Clip], tmp_path: Path) -> None:
     assert Store(tmp_path / "cache").spec("rgb").tokens == 16
 
 
-def test_i3d_takes_no_frames(tmp_path: Path) -> None:
+def test_i3d_takes_no_frames_and_says_so_before_its_weights_are_looked_for() -> None:
     with pytest.raises(UserError, match="--flow"):
-        load_networks(ExtractConfig(("rgb",), rgb=i3d.NAME, rgb_weights=i3d_weights(tmp_path), device="cpu"))
+        load_networks(ExtractConfig(("rgb",), rgb=i3d.NAME, device="cpu"))
 
 
 def test_the_batcher_keeps_shapes_apart_and_few_of_them_open() -> None:
@@ -188,6 +188,30 @@ def test_devices_are_named_once_and_are_of_one_kind() -> None:
     for names in ("cpu,cpu", "cuda:99", "cpu,"):
         with pytest.raises(UserError):
             find_devices(names)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_said_to_be_so() -> None:
+    with pytest.raises(UserError, match=r"torch \S+ sees no GPU; --device"):
+        find_devices("cuda:7")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"address": "head:6379"}, "--engine ray"),
+        ({"batch_size": 100_000}, "--batch-size"),
+        ({"tokens": 7}, "0, 16 or 49"),
+        ({"precision": "fp8"}, "unknown precision"),
+        ({"flow_backend": "tvl1"}, "unknown flow backend"),
+        ({"engine": "slurm"}, "unknown engine"),
+        ({"hwaccel": "vaapi"}, "unknown hardware decoder"),
+        ({"short_side": 0}, "short_side is 0"),
+    ],
+)
+def test_settings_that_cannot_act_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ExtractConfig(**change)
 
 
 def test_half_precision_is_for_gpus() -> None:

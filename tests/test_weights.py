@@ -104,7 +104,7 @@ def test_a_connection_that_drops_again_and_again_ends_with_one_line(server: File
     message = str(caught.value)
     assert "\n" not in message
     assert server.url in message
-    assert "--weights FILE" in message
+    assert "--rgb-weights or --flow-weights FILE" in message
     assert "goes on from there" in message
     assert len(server.requests) == 1 + transfer.RETRIES
     assert not target.exists()
@@ -187,7 +187,7 @@ def test_a_file_that_is_not_there_is_one_line_and_no_second_attempt(
     server.statuses = [status] * 5
     with pytest.raises(UserError, match=f"HTTP {status}") as caught:
         download(server.url, target)
-    assert "--weights FILE" in str(caught.value)
+    assert "--rgb-weights or --flow-weights FILE" in str(caught.value)
     assert str(target) in str(caught.value)
     assert len(server.requests) == 1
     assert files(target) == []
@@ -330,12 +330,19 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
         weights_file("resnet51")
 
 
-def test_a_file_that_is_here_is_neither_fetched_nor_hashed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_file_that_is_here_is_used_if_it_is_the_published_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     path = tmp_path / "hub" / "checkpoints" / "flow_charades.pt"
     path.parent.mkdir(parents=True)
-    path.write_bytes(b"here")
+    with path.open("wb") as file:
+        file.truncate(49_800_000)
     assert weights_file("i3d-flow-charades") == path
+    with path.open("wb") as file:
+        file.truncate(30_000_000)
+    with pytest.raises(UserError, match="it has 30000000 bytes, about 49800000 were expected"):
+        weights_file("i3d-flow-charades")
 
 
 def test_weights_of_a_package_need_no_network() -> None:

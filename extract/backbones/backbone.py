@@ -136,7 +136,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise UserError(
-            f"there is no weights file {str(path)!r}; --weights; give the path of a .pth or .safetensors file"
+            f"there is no weights file {str(path)!r}; --rgb-weights or --flow-weights; "
+            "give the path of a .pth or .safetensors file"
         )
     try:
         if path.suffix == ".safetensors":
@@ -145,9 +146,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # The restricted unpickler meets a damaged file with exceptions of a dozen kinds.
-        cause = str(error).split("\n")[0][:120]
         raise UserError(
-            f"cannot read weights ({cause}); {path}; it must be a .pth or .safetensors state dict"
+            f"no weights can be read from the file of {path.stat().st_size} bytes ({type(error).__name__}), it is cut "
+            f"off or no state dict of tensors alone; {path}; copy or fetch it again, as .pth or .safetensors"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"the file holds no plain state dict; {path}; save network.state_dict() alone")

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -109,7 +110,8 @@ def _downloaded(timm: ModuleType, name: str) -> nn.Module:
         cause = " ".join(str(error).split())[:160]
         raise UserError(
             f"cannot download the weights of {name!r} ({cause}); is there a network? "
-            f"fetch model.safetensors from its page on the Hugging Face hub on another machine and pass --weights FILE"
+            f"fetch model.safetensors from its page on the Hugging Face hub on another machine "
+            "and pass --rgb-weights or --flow-weights FILE"
         ) from error
 
 
@@ -119,6 +121,8 @@ def _create(timm: ModuleType, name: str, *, pretrained: bool) -> nn.Module:
     pick(dict.fromkeys(timm.list_models()), architecture, "timm backbone")
     if tag:
         pick(dict.fromkeys(timm.list_pretrained(f"{architecture}.*")), f"{architecture}.{tag}", "timm backbone")
+    # The hub announces each of its attempts; what matters is in the error.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     model: nn.Module = timm.create_model(name.removeprefix(PREFIX), pretrained=pretrained)
     return model.eval()
 

@@ -124,7 +124,7 @@ def extract(videos: Path | None, clips: int, as_json: bool, **settings: Any) -> 
         f"{found['clips']} clips in {found['seconds']:.1f} s on {found['cores']} cores "
         f"({found['clips_per_second']:.2f} clips/s): {found['ratio']:.2f} times the stages' sum / cores"
     )
-    click.echo(f"a plain loop takes {found['plain_seconds']:.1f} s: amfir is {found['speedup']:.2f} times faster")
+    click.echo(f"a plain loop takes {found['plain_seconds']:.1f} s: amfir has {found['speedup']:.2f} times its speed")
     click.echo(
         f"memory: {found['peak_mib']['job']:.0f} MiB, and {found['peak_mib']['decoder']:.0f} in a decoder process"
     )

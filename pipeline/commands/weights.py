@@ -66,7 +66,7 @@ def fetch(names: tuple[str, ...], as_json: bool) -> None:
     """Download weights files, or what is missing of them, and compare them with their published hashes.
 
     Without a network, fetch the file at the address of `amfir weights list` on another machine and name it with
-    --weights FILE where a command asks for it, or copy it into the folder that `list` names.
+    --rgb-weights or --flow-weights FILE of `extract`, or copy it into the folder that `list` names.
 
     \b
     Examples:
