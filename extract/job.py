@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..cache.errors import UserError
 from ..cache.writer import StreamWriter
 from .allocator import keep_freed_memory
 from .clips import Clip
@@ -54,6 +55,8 @@ def extract(
         retry_failed=config.retry_failed,
         listed=lambda count: show(Progress(count, 0, 0, 0, time.monotonic() - started)),
     )
+    if plan.todo and cache.is_dir() and not os.access(cache, os.W_OK):  # before hours of work have nowhere to go
+        raise UserError(f"the cache cannot be written; --cache {cache}; mend its permissions, or name another folder")
     tally = Tally(plan, started)
     if config.engine == "local":
         _run_here(plan, cache, config, tally, show)

@@ -367,3 +367,16 @@ def test_a_partial_batch_is_run_when_nothing_comes(clips: list[Clip], backbone: 
     writers = {"rgb": StreamWriter(tmp_path / "cache", stream_spec("rgb", network, config))}
     run_line(one_clip_then_nothing(), [{"rgb": network}], writers, tally, lambda _: None)
     assert list(Store(tmp_path / "cache").done("rgb")) == ["c0.mp4"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_cache_that_cannot_be_written_is_refused_before_the_work(clips: list[Clip], tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    extract(clips[:1], cache, SMALL)
+    cache.chmod(0o555)
+    try:
+        assert extract(clips[:1], cache, SMALL).skipped == 1
+        with pytest.raises(UserError, match="cannot be written"):
+            extract(clips, cache, SMALL)
+    finally:
+        cache.chmod(0o755)
