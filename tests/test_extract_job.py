@@ -380,3 +380,15 @@ def test_a_cache_that_cannot_be_written_is_refused_before_the_work(clips: list[C
             extract(clips, cache, SMALL)
     finally:
         cache.chmod(0o755)
+
+
+def test_a_clip_that_fails_again_otherwise_is_counted_once(
+    backbone: Backbone, clips: list[Clip], tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    with StreamWriter(cache, stream_spec("flow", network_of(backbone, SMALL, "flow"), SMALL)) as writer:
+        writer.add_failure(Failure(clips[0].id, clips[0].label, "timeout", "too long", 1, 1))
+    Path(clips[0].path).write_text("no video any more")
+    report = extract(clips[:2], cache, SMALL)
+    assert (report.done, report.failed) == (1, 1)
+    assert sorted(failure.reason for failure in report.failures) == ["timeout", "unknown-format"]

@@ -19,14 +19,17 @@ from amfir.extract.batcher import OPEN_SHAPES, Batcher
 from amfir.extract.clips import Clip
 from amfir.extract.config import ExtractConfig
 from amfir.extract.decode import Want, decode_clip
-from amfir.extract.flow.on_device import area_weights, render, squash
+from amfir.extract.flow import FarnebackParameters, load_device_backend
+from amfir.extract.flow.on_device import PairsToInput, area_weights, render, squash
 from amfir.extract.flow.render import render as render_on_host
 from amfir.extract.frames import fit
 from amfir.extract.hwaccel import hardware
 from amfir.extract.job import extract
-from amfir.extract.networks import choose_precision, find_devices, load_networks
+from amfir.extract.networks import Network, choose_precision, find_devices, load_networks
+from amfir.extract.rows import ClipState, Pending
 from amfir.extract.sampling import Sampling, frame_positions
 from amfir.extract.spec import agree, stream_spec
+from amfir.extract.worker import Decoded, Task
 
 from .extracting import network_of
 
@@ -138,6 +141,8 @@ def test_i3d_takes_eight_fields_a_feature_in_one_pass(clips: list[Clip], tmp_pat
     assert found.shape == (3, 1, 2, 1024)
     assert np.allclose(found[2, 0], expected, rtol=2e-3, atol=1e-3)
     assert np.abs(expected).max() > 0
+    network = load_networks(replace(config, batch_size=64))["flow"]
+    assert network.batch_size == 4  # 64 fields are 4 clips of 2 x 8
     times = Store(tmp_path / "opencv").read("flow").times
     positions = frame_positions(12, Sampling(16), "x").reshape(2, 8)
     assert np.allclose(times[2, 0], positions.mean(axis=1) / 25)
@@ -277,3 +282,59 @@ def test_hardware_that_is_not_there_is_none() -> None:
     assert hardware("none") is None
     if not torch.cuda.is_available():
         assert hardware("cuda") is None
+
+
+class Counting(torch.nn.Module):
+    """A network that notes the size of its batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.sizes: list[int] = []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.sizes.append(len(images))
+        return images.mean(dim=(2, 3))
+
+
+def network_with(module: torch.nn.Module, **change: Any) -> Network:
+    fields = {"fields": 1, "whole": False} | {name: change.pop(name) for name in ("fields", "whole") if name in change}
+    backbone = Backbone("stub", module, 3, 16, (0.0,) * 3, (1.0,) * 3, "0" * 64, (), **fields)
+    return replace(network_of(backbone, ExtractConfig(size=16), "flow"), **change)
+
+
+def test_a_batch_that_is_not_full_is_padded_behind_the_flow() -> None:
+    """Features depend on the size of the batch in their last bits, so that it is always the same."""
+    flow = load_device_backend("torch", FarnebackParameters(), CPU)
+    module = Counting()
+    network = network_with(module, from_pairs=PairsToInput(flow, size=16, squash=True, scale=6.0))
+    pairs = np.random.default_rng(0).integers(0, 256, (4, 2, 16, 20), dtype=np.uint8)
+    with torch.inference_mode():
+        some, all_of_them = network.run(pairs, 3), network.run(pairs)
+    assert module.sizes == [4, 4]
+    assert np.array_equal(some, all_of_them[:3])
+
+
+@pytest.mark.parametrize(
+    ("fields", "whole", "shape"), [(1, False, (6, 5)), (4, False, (6, 4, 5)), (4, True, (2, 12, 5))]
+)
+def test_a_product_is_divided_into_what_one_pass_takes(fields: int, whole: bool, shape: tuple[int, ...]) -> None:
+    """Two views of three features."""
+    network = network_with(Counting(), fields=fields, whole=whole)
+    product = np.arange(2 * 3 * fields * 5, dtype=np.uint8).reshape(2, 3 * fields, 5)
+    items = network.items(product, 3)
+    assert items.shape == shape
+    assert np.array_equal(items.ravel(), product.ravel())
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_items_fill_the_features_of_their_views(k: int) -> None:
+    """Six features: each by itself, or three at a time."""
+    features = np.zeros((2, 3, 4), np.float16)
+    expected = np.arange(24, dtype=np.float16).reshape(2, 3, 4)
+    decoded = Decoded(Task(Clip("c", "c", "x"), ("rgb",)), (1, 1))
+    pending = Pending(decoded, "rgb", features, 6 // k, ClipState(1, failed=False))
+    for item in reversed(range(6 // k)):
+        ready = pending.fill(item, expected.reshape(-1, k, 4)[item])
+        assert ready == (item == 0)
+    assert np.array_equal(features, expected)
