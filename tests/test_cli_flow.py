@@ -246,3 +246,9 @@ def test_impossible_sizes_are_refused(clip: Path, tmp_path: Path, option: str, v
     assert result.exit_code == 2
     assert result.stderr.startswith(f"Error: Invalid value for '{option}'")
     assert not (tmp_path / "flow.mp4").exists()
+
+
+def test_a_url_is_refused_as_it_was_given(tmp_path: Path) -> None:
+    result = run("s3://bucket/clip.mp4", "--out", tmp_path / "flow.png")
+    assert result.exit_code == 2
+    assert "'s3://bucket/clip.mp4' is a URL" in result.stderr

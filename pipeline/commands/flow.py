@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ...cache.errors import UserError
 from ..console import json_option, print_json, printable
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("video", type=click.Path(path_type=Path))
+@click.argument("video")
 @click.option(
     "--out",
     required=True,
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     help="What computes Farneback's flow, on the CPU.",
 )
 @json_option
-def flow(video: Path, out: Path, size: int, max_flow: float | None, frames: int, backend: str, as_json: bool) -> None:
+def flow(video: str, out: Path, size: int, max_flow: float | None, frames: int, backend: str, as_json: bool) -> None:
     """Render the flow of VIDEO beside its frames, as an MP4 or a PNG.
 
     Colours are those of the usual colour wheel: the hue is the direction of the motion, the strength its speed, white
@@ -57,9 +58,11 @@ def flow(video: Path, out: Path, size: int, max_flow: float | None, frames: int,
     from ..flow_video import FlowLook, render_flow
     from ..progress import Bar
 
+    if "://" in video:
+        raise UserError(f"{video!r} is a URL; VIDEO; copy the clip here first")
     look = FlowLook(short_side=size, full_pixels=max_flow, sheet_frames=frames)
     with Bar("frame") as bar:
-        result = render_flow(video, out, _load(backend), look, bar.update)
+        result = render_flow(Path(video), out, _load(backend), look, bar.update)
     if as_json:
         print_json(
             {
