@@ -3,13 +3,16 @@
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ...cache.errors import UserError, pick
 from ..console import json_option, print_json, resumable
 from .stage2 import episode_options
+
+if TYPE_CHECKING:
+    from ...meta.train import Training
 
 
 @click.command()
@@ -101,15 +104,14 @@ def _run(
             resume=resume,
             progress=lambda ready, total, note: bar.update(ready, total, note=note),
         )
+    given = {"run": str(folder), "method": method, "way": way, "shot": shot, "query": query}
+    return {**given, **_outcome(training), "seconds": time.perf_counter() - started}
+
+
+def _outcome(training: "Training") -> dict[str, Any]:
     return {
-        "run": str(folder),
-        "method": method,
-        "way": way,
-        "shot": shot,
-        "query": query,
         "episodes": training.episodes,
         "best_episodes": training.best_episodes,
         "validation": training.best_accuracy if training.best_accuracy >= 0 else None,
         "temperatures": training.model.temperatures,
-        "seconds": time.perf_counter() - started,
     }
