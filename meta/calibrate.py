@@ -15,7 +15,7 @@ from .belief import fit_belief
 from .episodes import EpisodeSampler, EpisodeShape
 from .evaluate import EvaluationConfig, score_episodes
 from .model import Model
-from .prototypes import PrototypeScorer, Scores
+from .prototypes import Scores
 from .temperature import fit_temperature
 from .train import Task, start_training, train
 
@@ -67,7 +67,9 @@ def _score_fold(task: Task, others: Sequence[int], fold: Sequence[int], shape: E
         pass
     clips = task.clips_of(fold)
     sampler = EpisodeSampler(task.labels[clips], fold, shape, task.class_names)
-    scorer = PrototypeScorer(training.model.eval().embed(task.features, clips))
+    model = training.model.eval()
+    model.set_temperatures(dict.fromkeys(model.modalities, 1.0))
+    scorer = model.scorer(task.features, clips)
     return score_episodes(scorer, sampler, EvaluationConfig(shape, FOLD_EPISODES, task.config.seed))
 
 

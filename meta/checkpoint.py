@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..cache.errors import UserError
 from .belief import Belief
-from .heads import HeadConfig, TemporalHead
-from .model import Model
+from .model import Branch, BranchSpec, Model
+from .projection import Projection
 from .train import Task, Training, start_training
 
 MODEL = "model"
@@ -34,9 +34,10 @@ def save_model(folder: Path, model: Model, provenance: Mapping[str, Any]) -> Non
     tensors = dict(model.state_dict())
     if model.belief is not None:
         tensors |= {f"belief.{name}": value for name, value in model.belief.to_state().items()}
-    widths = {name: model.head(name).weight.shape[1] for name in model.modalities}
-    head = asdict(model.head(model.modalities[0]).config)
-    _write(folder, MODEL, tensors, {"head": head, "pooled_dims": widths, "provenance": dict(provenance)})
+    for modality, projection in model.projections.items():
+        tensors |= {f"projection.{modality}.{name}": value for name, value in projection.to_state().items()}
+    branches = [asdict(model.branch(name).spec) for name in model.modalities]
+    _write(folder, MODEL, tensors, {"branches": branches, "provenance": dict(provenance)})
 
 
 def load_model(folder: Path) -> tuple[Model, dict[str, Any]]:
@@ -47,14 +48,14 @@ def load_model(folder: Path) -> tuple[Model, dict[str, Any]]:
     """
     tensors, data = _read(folder, MODEL)
     with _damage_is_one_line(folder, MODEL):
-        config = HeadConfig(**data["head"])
-        heads = {
-            name: TemporalHead(width // config.pooled_dim(1), config) for name, width in data["pooled_dims"].items()
-        }
-        state = {
-            name.removeprefix("belief."): tensors.pop(name) for name in list(tensors) if name.startswith("belief.")
-        }
-        model = Model(heads, Belief.from_state(state) if state else None)
+        branches = [Branch(BranchSpec.from_json(spec)) for spec in data["branches"]]
+        belief, projections = _take("belief.", tensors), _take("projection.", tensors)
+        names = dict.fromkeys(name.rpartition(".")[0] for name in projections)
+        model = Model(
+            branches,
+            Belief.from_state(belief) if belief else None,
+            {name: Projection.from_state(_below(f"{name}.", projections)) for name in names},
+        )
         model.load_state_dict(tensors)
         return model.eval(), data["provenance"]
 
@@ -110,6 +111,14 @@ def has_model(folder: Path) -> bool:
 def has_training(folder: Path) -> bool:
     """Whether a training was saved here."""
     return (folder / f"{TRAINING}.json").is_file()
+
+
+def _take(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take the tensors below a prefix out of the others."""
+    found = _below(prefix, tensors)
+    for name in found:
+        del tensors[prefix + name]
+    return found
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Accuracy over many episodes: every clip is embedded once, the episodes are batched tensor operations.
+"""Accuracy over many episodes: every clip is encoded once, the episodes are batched tensor operations.
 
 Episodes come in blocks of 250 with a generator each, seeded by (seed, block), and every result is a sum of integers:
 however the blocks are spread over processes, the numbers are the same to the last digit.
@@ -6,7 +6,7 @@ however the blocks are spread over processes, the numbers are the same to the la
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +17,7 @@ from ..cache.errors import UserError, pick
 from .active import CRITERIA, FUSIONS, Observation, fuse, observe, unreliability
 from .belief import Belief
 from .episodes import Episodes, EpisodeSampler, EpisodeShape
-from .prototypes import PrototypeScorer, Scorer, Scores
+from .prototypes import Planner, PrototypeScorer, Scorer, Scores
 from .threads import one_thread
 
 BLOCK_EPISODES = 250
@@ -86,6 +86,8 @@ class Evaluation:
     `always-<modality>` would; empty with one modality, or where there is no such query."""
     seconds: float
     """Time the evaluation took."""
+    right: Tensor = field(compare=False, repr=False)
+    """Right queries of each episode by the configured fusion, int64 [E]: for paired differences on equal episodes."""
 
     @property
     def episodes_per_second(self) -> float:
@@ -138,10 +140,39 @@ def evaluate(
     Raises:
         UserError: If the episodes cannot be drawn, or the fusion or criterion lacks its input.
     """
-    start = time.perf_counter()
     used = torch.nonzero(torch.isin(labels, torch.tensor(list(class_ids)))).flatten()
-    sampler = EpisodeSampler(labels[used], class_ids, config.shape, class_names)
     scorer = PrototypeScorer({name: values[used] for name, values in embeddings.items()}, temperatures, distance)
+    return evaluate_scorer(
+        scorer, labels[used], class_ids, config, method=method, belief=belief, class_names=class_names
+    )
+
+
+def evaluate_scorer(
+    scorer: Scorer,
+    labels: Tensor,
+    class_ids: Sequence[int],
+    config: EvaluationConfig,
+    *,
+    method: str = "amfir",
+    belief: Belief | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Evaluation:
+    """Evaluate anything that scores episodes; see `evaluate` for the other arguments.
+
+    Args:
+        scorer: Turns clip indices into distances.
+        labels: Class id of each clip that the scorer knows, [clips].
+        class_ids: The classes the episodes draw from.
+        config: Episodes and fusion.
+        method: Name for the result.
+        belief: Fitted on the scorer's modalities in this order.
+        class_names: `class_names[i]` names class id i in errors.
+
+    Raises:
+        UserError: If the episodes cannot be drawn, or the fusion or criterion lacks its input.
+    """
+    start = time.perf_counter()
+    sampler = EpisodeSampler(labels, class_ids, config.shape, class_names)
     counts = count_blocks(scorer, sampler, config, range(config.num_blocks), belief=belief)
     return summarise(counts, config, method, time.perf_counter() - start)
 
@@ -164,7 +195,7 @@ def count_blocks(
     scorer: Scorer,
     sampler: EpisodeSampler,
     config: EvaluationConfig,
-    blocks: Iterable[int],
+    blocks: Sequence[int],
     *,
     belief: Belief | None = None,
     max_values: int = MAX_VALUES,
@@ -180,7 +211,7 @@ def observations(
     scorer: Scorer,
     sampler: EpisodeSampler,
     config: EvaluationConfig,
-    blocks: Iterable[int],
+    blocks: Sequence[int],
     *,
     belief: Belief | None = None,
     max_values: int = MAX_VALUES,
@@ -211,9 +242,11 @@ def score_episodes(scorer: Scorer, sampler: EpisodeSampler, config: EvaluationCo
 
 
 def _score(
-    scorer: Scorer, sampler: EpisodeSampler, config: EvaluationConfig, blocks: Iterable[int], max_values: int
+    scorer: Scorer, sampler: EpisodeSampler, config: EvaluationConfig, blocks: Sequence[int], max_values: int
 ) -> Iterator[tuple[Episodes, Scores]]:
     shape = config.shape
+    if isinstance(scorer, Planner):
+        scorer.expect(min(config.episodes, len(blocks) * BLOCK_EPISODES), shape)
     values = len(scorer.modalities) * shape.way**2 * shape.query * shape.shot
     chunk = max(1, max_values // values)
     for block in blocks:
@@ -276,6 +309,7 @@ def summarise(counts: Counts, config: EvaluationConfig, method: str, seconds: fl
         fusions=fusions,
         selection_accuracy={n: 100 * hits / counts.contested for n, hits in counts.selected.items()} if many else {},
         seconds=seconds,
+        right=counts.fusions[config.fusion],
     )
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from ..cache.errors import UserError, pick
 from .active import CRITERIA, Observation, distillation_loss, evidence, groups
 
-PROFILES: dict[str, Callable[[Tensor, int], Tensor]] = {"fair": torch.mean, "paper": torch.sum}
-"""How the cross-entropy reduces over an episode's queries: `paper` sums like Eq. 10, `fair` averages like Eq. 6."""
+REDUCTIONS: dict[str, Callable[[Tensor, int], Tensor]] = {"mean": torch.mean, "sum": torch.sum}
+"""How a loss reduces over an episode's queries: Eq. 10 sums, Eq. 6 averages; originals of the field do either."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class ObjectiveConfig:
     """Lead that a query's best modality needs to be in a group, in the criterion's unit."""
     drop_groups: tuple[str, ...] = ()
     """Modalities whose groups are not distilled: ("rgb",) is Table 2's "without RD"."""
-    profile: str = "fair"
-    """A key of `PROFILES`."""
+    reduction: str = "mean"
+    """A key of `REDUCTIONS`."""
 
     def __post_init__(self) -> None:
         """Refuse unknown names and negative numbers."""
         pick(CRITERIA, self.criterion, "criterion")
-        pick(PROFILES, self.profile, "profile")
+        pick(REDUCTIONS, self.reduction, "reduction")
         if self.strategy not in ("mutual", "none") and not self.strategy.endswith("-teacher"):
             raise UserError(f"unknown strategy {self.strategy!r}; known: mutual, none, <modality>-teacher")
         for name in ("distillation_weight", "margin"):
@@ -55,7 +55,9 @@ class Objective:
     """ASI's groups, boolean [M, B, NQ], whether distilled or not."""
 
 
-def objective(observation: Observation, modalities: Sequence[str], config: ObjectiveConfig) -> Objective:
+def objective(
+    observation: Observation, modalities: Sequence[str], config: ObjectiveConfig, losses: Tensor | None = None
+) -> Objective:
     """L = sum_m CE(p^m, y) + lambda sum_{m != n} L_{m->n}, Eq. 9.
 
     Eq. 10 is read as the cross-entropy on the labels (method section 4). A modality's psi receives gradient from its
@@ -66,11 +68,13 @@ def objective(observation: Observation, modalities: Sequence[str], config: Objec
         observation: With labels.
         modalities: Names along the first axis of psi.
         config: Strategy, criterion and weights.
+        losses: Each modality's own loss of each query [M, B, NQ], for heads that do not learn by cross-entropy.
 
     Raises:
         UserError: If there are no labels, or the configuration names a modality that is not here.
     """
-    cross_entropy = PROFILES[config.profile](evidence(observation), -1).mean(-1)
+    own = evidence(observation) if losses is None else losses
+    cross_entropy = REDUCTIONS[config.reduction](own, -1).mean(-1)
     grouped = groups(observation, config.criterion, config.margin)
     taught = _taught(grouped, modalities, config)
     log_p = observation.log_posteriors

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from ..cache.errors import UserError, pick
-from .episodes import Episodes
+from .episodes import Episodes, EpisodeShape
 
 MAX_GRAM_CLIPS = 4096
 """Up to here all inner products of the clips may be computed once (64 MiB a modality) and looked up."""
@@ -105,6 +105,14 @@ class Scorer(Protocol):
         """Score the view-0 clips of a batch of episodes."""
 
 
+@runtime_checkable
+class Planner(Protocol):
+    """A scorer whose least work depends on how much will be asked; it is told before the first episode."""
+
+    def expect(self, episodes: int, shape: EpisodeShape) -> None:
+        """Plan for so many episodes of this shape; fewer or more may come, at worse speed."""
+
+
 class PrototypeScorer:
     """Nearest mean prototype on clips that were embedded once.
 
@@ -159,8 +167,8 @@ class PrototypeScorer:
         gram = self._grams[m]
         batch, way, shot = episodes.support.shape
         query, support = episodes.query.flatten(1), episodes.support.flatten(1)
-        product = _look_up(gram, query[:, :, None], support[:, None, :])
-        between = _look_up(gram, support[:, :, None], support[:, None, :])
+        product = look_up(gram, query[:, :, None], support[:, None, :])
+        between = look_up(gram, support[:, :, None], support[:, None, :])
         if shot > 1:
             product = product.view(batch, -1, way, shot).mean(-1)
             between = between.view(batch, way, shot, way, shot).mean((2, 4))
@@ -183,7 +191,7 @@ class PrototypeScorer:
         return torch.cat([psi for psi, _ in parts]), torch.cat([centre for _, centre in parts])
 
 
-def _look_up(matrix: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def look_up(matrix: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Read matrix[rows, columns]; one flat index_select is four times as fast as that."""
     flat = rows * matrix.shape[1] + columns
     return matrix.view(-1).index_select(0, flat.view(-1)).view(flat.shape)

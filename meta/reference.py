@@ -1,4 +1,4 @@
-"""Evaluation one episode at a time: the plain loop that `evaluate` must agree with, and is measured against."""
+"""Evaluation one episode at a time: the plain loops that `evaluate` must agree with, and is measured against."""
 
 from collections.abc import Callable, Mapping
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .episodes import Episodes
+from .heads.base import Head
 
 
 def evaluate_loop(
@@ -47,3 +48,23 @@ def _classify(
     total = torch.stack(certainties).sum(0)
     fused = torch.stack([(c / total)[:, None] * psi for c, psi in zip(certainties, psis, strict=True)]).sum(0)
     return fused.neg().log_softmax(-1)
+
+
+def score_loop(head: Head, features: Tensor, episodes: Episodes, scale: float = 1.0) -> Tensor:
+    """Scaled logits of any head, encoding every clip of every episode anew.
+
+    Args:
+        head: In evaluation mode.
+        features: View 0 of the clips, [V, T, D] ([V, T, P, D] with tokens).
+        episodes: E episodes.
+        scale: Factor of the logits.
+
+    Returns:
+        [E, NQ, N].
+    """
+    parts = []
+    with torch.no_grad():
+        for e in range(len(episodes)):
+            support, query = features[episodes.support[e]].float(), features[episodes.query[e].flatten()].float()
+            parts.append(scale * head(support[None], query[None])[0])
+    return torch.stack(parts)

@@ -1,7 +1,8 @@
 """Meta-training: episodes of base classes teach the heads, each by its labels and by the more reliable modality."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,18 +11,24 @@ from torch import Tensor
 
 from ..cache.errors import UserError, pick
 from .active import Observation, free_energy, fuse, observe
-from .episodes import EpisodeSampler, EpisodeShape
-from .evaluate import EvaluationConfig, evaluate
-from .heads import HeadConfig
+from .episodes import Episodes, EpisodeSampler, EpisodeShape
+from .evaluate import EvaluationConfig, evaluate_scorer
 from .methods import Method
-from .model import Features, Model, fit_model
-from .objective import Objective, objective
+from .model import Features, Model, build_model
+from .objective import REDUCTIONS, Objective, objective
+from .profiles import Profile
 
-OPTIMIZERS: dict[str, Callable[[list[torch.nn.Parameter], float], torch.optim.Optimizer]] = {
-    "adamw": lambda parameters, rate: torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0),
-    "sgd": lambda parameters, rate: torch.optim.SGD(parameters, lr=rate),
+Parameters = list[torch.nn.Parameter]
+
+OPTIMIZERS: dict[str, Callable[[Parameters, "TrainConfig"], torch.optim.Optimizer]] = {
+    "adamw": lambda p, c: torch.optim.AdamW(p, lr=c.learning_rate, weight_decay=c.weight_decay),
+    "adam": lambda p, c: torch.optim.Adam(p, lr=c.learning_rate, weight_decay=c.weight_decay),
+    "sgd": lambda p, c: torch.optim.SGD(p, lr=c.learning_rate, momentum=c.momentum, weight_decay=c.weight_decay),
 }
-"""`sgd` is the papers' (method section 4). There is no weight decay: heads are held to their start instead."""
+"""`sgd` is the papers' (method section 4)."""
+
+MAX_VALUES = 2**24
+"""Numbers that the heads may hold at their peak for the episodes that go through them at once."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +43,14 @@ class TrainConfig:
     """Episodes of one update."""
     optimizer: str = "adamw"
     """A key of `OPTIMIZERS`."""
-    learning_rate: float = 1e-4
+    learning_rate: float = 3e-4
     """Step size."""
-    hold: float = 1e4
-    """Weight of each head's relative squared distance from its start, beside Eq. 9: a drift of 1 % costs 1."""
+    weight_decay: float = 0.0
+    """Of the optimiser."""
+    momentum: float = 0.0
+    """Of `sgd`."""
+    reduction: str = "mean"
+    """A key of `REDUCTIONS`: how the loss reduces over an episode's queries."""
     interval: int = 160
     """Episodes between two validations, and between two records of the log."""
     validation_episodes: int = 600
@@ -52,10 +63,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Refuse unknown names and counts that mean nothing."""
         pick(OPTIMIZERS, self.optimizer, "optimizer")
+        pick(REDUCTIONS, self.reduction, "reduction")
         for name in ("batch_episodes", "interval", "validation_episodes", "patience"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; training needs at least 1; raise it")
-        for name in ("episodes", "seed", "hold"):
+        for name in ("episodes", "seed", "weight_decay", "momentum"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it cannot be negative; give 0 or more")
         if not self.learning_rate > 0:
@@ -103,8 +115,11 @@ class Task:
     class_names: Sequence[str]
     """`class_names[i]` names class id i."""
     method: Method
-    head: HeadConfig
+    """What to train."""
+    profile: Profile
+    """Hyperparameters of its heads; those of its training are in `config`."""
     config: TrainConfig
+    """How."""
 
     @property
     def num_views(self) -> int:
@@ -117,10 +132,14 @@ class Task:
 
 
 def start_training(task: Task) -> Training:
-    """Fit the heads' start on the training classes; start and episodes have a generator each, both of the seed."""
+    """Build the model at its start; start and episodes have a generator each, both of the seed."""
     for_start, for_episodes = (_generator(task.config.seed, stream) for stream in range(2))
-    model = fit_model(task.features, task.labels, task.train_ids, task.head, for_start)
-    optimizer = OPTIMIZERS[task.config.optimizer](list(model.parameters()), task.config.learning_rate)
+    model = build_model(
+        task.features, task.labels, task.train_ids, task.method, task.profile, for_start, task.config.seed
+    )
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # A head without parameters trains nothing, and an optimiser refuses an empty list.
+    optimizer = OPTIMIZERS[task.config.optimizer](trained or [torch.nn.Parameter(torch.zeros(()))], task.config)
     return Training(model, optimizer, for_episodes, _weights(model))
 
 
@@ -157,15 +176,46 @@ def _train_interval(task: Task, training: Training, sampler: EpisodeSampler) -> 
 
 
 def _step(task: Task, training: Training, sampler: EpisodeSampler, batch: int) -> Record:
-    model = training.model.train()
+    """One update; the batch goes through the heads in pieces that fit the memory, which add their gradients."""
+    model, shape = training.model.train(), task.config.shape
     episodes = sampler.sample(batch, training.generator, task.num_views if task.num_views > 1 else None)
-    seen = observe(model.psi(task.features, episodes), task.config.shape.query_labels())
-    parts = objective(seen, model.modalities, task.method.objective)
-    drift = torch.stack([model.head(name).drift() for name in model.modalities]).sum()
     training.optimizer.zero_grad()
-    (parts.total + task.config.hold * drift).backward()  # type: ignore[no-untyped-call]
+    piece = max(1, MAX_VALUES // model.footprint(shape.way, shape.shot, shape.way * shape.query))
+    with _dropout_of(task.config.seed, training.episodes):
+        records = [_learn(task, model, episodes[start : start + piece], batch) for start in range(0, batch, piece)]
+    penalty = model.penalty()
+    if penalty.requires_grad:
+        penalty.backward()  # type: ignore[no-untyped-call]
     training.optimizer.step()
-    return _describe(seen, parts, model.modalities, task.method)
+    return {name: sum(share * record[name] for share, record in records) for name in records[0][1]}
+
+
+@contextmanager
+def _dropout_of(seed: int, episodes: int) -> Iterator[None]:
+    """Draw dropout from a seed of its own for each update, since layers know the global generator alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(_generator(seed, 2 + episodes).initial_seed())
+        yield
+
+
+def _learn(task: Task, model: Model, episodes: Episodes, batch: int) -> tuple[float, Record]:
+    """Add the gradient of some of a batch's episodes; their share of the batch, and what was seen."""
+    share = len(episodes) / batch
+    labels = task.config.shape.query_labels()
+    psi, losses = model.learn(task.features, episodes, labels, _base_classes(task, episodes))
+    seen = observe(psi, labels.to(psi.device))
+    settings = replace(task.method.objective, reduction=task.config.reduction)
+    parts = objective(seen, model.modalities, settings, losses)
+    if parts.total.requires_grad:
+        (share * parts.total).backward()  # type: ignore[no-untyped-call]
+    return share, _describe(seen, parts, model.modalities, task.method)
+
+
+def _base_classes(task: Task, episodes: Episodes) -> Tensor:
+    """Place of each episode's classes among the training classes, [B, N]."""
+    place = torch.full((len(task.class_names),), -1)
+    place[torch.tensor(list(task.train_ids))] = torch.arange(len(task.train_ids))
+    return place[task.labels[episodes.support[..., 0]]]
 
 
 @torch.no_grad()
@@ -199,13 +249,8 @@ def _validate(task: Task, training: Training) -> Record:
         task.config.validation_episodes,
         fusion=task.method.fusion,
     )
-    result = evaluate(
-        model.embed(task.features, clips),
-        task.labels[clips],
-        task.val_ids,
-        config,
-        temperatures=model.temperatures,
-        class_names=task.class_names,
+    result = evaluate_scorer(
+        model.scorer(task.features, clips), task.labels[clips], task.val_ids, config, class_names=task.class_names
     )
     if result.accuracy > training.best_accuracy:
         training.best, training.best_episodes = _weights(model), training.episodes

@@ -17,17 +17,19 @@ from ..extract.flow.render import render
 from ..extract.job import extract
 from ..extract.sampling import Sampling
 from ..meta.evaluate import EvaluationConfig
-from ..meta.methods import METHODS
-from ..meta.train import TrainConfig
+from ..meta.methods import parse_method
 from .datasets import list_clips
 from .features import FeatureSet, load_features
 from .plots import plot_demo
-from .runs import evaluate_run, evaluate_untrained, train_run
+from .runs import RunPlan, evaluate_run, evaluate_untrained, train_run
 from .splits import ClassSplit, load_split
 from .synth import generate
 
 Progress = Callable[[str, int, int, str], None]
 """Called with the stage, what is ready of it, its total, and a note."""
+
+METHODS = ("temporal-lf", "amfar", "amfir")
+"""What it trains: the same heads each by itself, by AMFAR, by AMFIR."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class DemoConfig:
     clips_per_class: int = 10
     image_size: int = 160
     """Side of clips and network inputs in pixels."""
-    training: TrainConfig = field(default_factory=TrainConfig)
-    """Its episodes' shape is the evaluation's too."""
+    training: RunPlan = field(default_factory=RunPlan)
+    """Its episodes' shape is the evaluation's too; its method is not looked at."""
     episodes: int = 10_000
     """Episodes of each evaluation."""
 
@@ -100,19 +102,20 @@ def _results(
     """Untrained prototypes, then each method trained and evaluated."""
     evaluation = EvaluationConfig(config.training.shape, config.episodes, fusion="late")
     results = [evaluate_untrained(data, split, evaluation).to_json()]
-    for name, method in METHODS.items():
+    for name in METHODS:
         folder = out / "runs" / name
         if not (folder / "model.json").is_file():
             train_run(
                 data,
                 split,
                 folder,
-                method,
-                config.training,
+                replace(config.training, method=name),
                 resume=True,
                 progress=lambda ready, total, note, name=name: progress(name, ready, total, note),  # type: ignore[misc]
             )
-        results.append(evaluate_run(data, split, folder, replace(evaluation, fusion=method.fusion)).to_json())
+        results.append(
+            evaluate_run(data, split, [folder], replace(evaluation, fusion=parse_method(name).fusion)).to_json()
+        )
     return results
 
 

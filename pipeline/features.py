@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from torch import Tensor
 from ..cache import Store, StreamSpec, differences
 from ..cache.errors import UserError
 from ..extract.spec import agree
+from ..meta.heads import HEADS
+from ..meta.projection import Projection, fit_projection
 from .splits import ClassSplit
 
 
@@ -22,7 +24,8 @@ class FeatureSet:
     """The clips that all wanted streams of a cache hold, sorted by clip id."""
 
     features: dict[str, Tensor]
-    """Modality -> [clips, views, T, D_m], float16; as many views as the stream with the fewest has."""
+    """Modality -> [clips, views, T, D_m] ([clips, views, T, P, D_m] with tokens), float16, or float32 once projected;
+    as many views as the stream with the fewest has."""
     labels: Tensor
     """Class ids [clips], int64."""
     class_names: list[str]
@@ -31,19 +34,32 @@ class FeatureSet:
     """[clips]."""
     specs: dict[str, StreamSpec]
     """Modality -> what made its features."""
+    projections: Mapping[str, Projection] = field(default_factory=dict)
+    """Modality -> what its features went through since they were read; empty: nothing."""
 
     def ids(self, names: Sequence[str]) -> list[int]:
         """Class ids of class names."""
         index = {name: class_id for class_id, name in enumerate(self.class_names)}
         return [index[name] for name in names]
 
+    def clips_of(self, names: Sequence[str]) -> Tensor:
+        """Indices of the clips of some classes."""
+        return torch.isin(self.labels, torch.tensor(self.ids(names))).nonzero().flatten()
 
-def load_features(cache: Path, streams: Sequence[str] = ()) -> FeatureSet:
+    def only(self, modalities: Sequence[str]) -> "FeatureSet":
+        """The same clips, some of their modalities."""
+        parts = {part: {name: getattr(self, part)[name] for name in modalities} for part in ("features", "specs")}
+        projections = {name: value for name, value in self.projections.items() if name in modalities}
+        return replace(self, **parts, projections=projections)
+
+
+def load_features(cache: Path, streams: Sequence[str] = (), tokens: bool = False) -> FeatureSet:
     """Open a cache.
 
     Args:
         cache: The cache directory.
         streams: Modalities in the order wanted; empty takes all, RGB first.
+        tokens: Keep the spatial tokens of streams that hold them; otherwise their mean stands for the frame.
 
     Raises:
         UserError: If it is no cache, lacks a stream, is damaged, or no clip is in all streams.
@@ -69,12 +85,58 @@ def load_features(cache: Path, streams: Sequence[str] = ()) -> FeatureSet:
     index = {name: class_id for class_id, name in enumerate(class_names)}
     views = min(stream.spec.views for stream in read.values())
     return FeatureSet(
-        {name: _tensor(stream.features, [rows[name][clip] for clip in common], views) for name, stream in read.items()},
+        {
+            name: _tensor(stream.features, [rows[name][clip] for clip in common], views, tokens)
+            for name, stream in read.items()
+        },
         torch.tensor([index[label_of[clip]] for clip in common]),
         class_names,
         common,
         {name: stream.spec for name, stream in read.items()},
     )
+
+
+def load_for(head: str, cache: Path, streams: Sequence[str] = ()) -> FeatureSet:
+    """Open a cache for a head: with the spatial tokens of its streams if the head is one that needs them."""
+    return load_features(cache, streams, tokens=bool(HEADS[head].settings.get("spatial")))
+
+
+def project_features(data: FeatureSet, base_ids: Sequence[int], dim: int) -> FeatureSet:
+    """Project every modality onto the principal axes of its base clips' frames.
+
+    Args:
+        data: Features of a cache.
+        base_ids: Class ids of the base classes; no other clip has a say in the axes.
+        dim: Width wanted; a modality that is no wider is only centred and scaled.
+
+    Returns:
+        The same clips with float32 features, as `apply_projections` of `fit_projections` gives them.
+    """
+    return apply_projections(data, fit_projections(data, base_ids, dim))
+
+
+def fit_projections(data: FeatureSet, base_ids: Sequence[int], dim: int) -> dict[str, Projection]:
+    """Fit the projection of each modality on the base clips.
+
+    Raises:
+        UserError: If the width is no width, or there is no base clip.
+    """
+    if dim < 1:
+        raise UserError(f"the width of the projected features is {dim}; features; choose 1 or more")
+    clips = torch.isin(data.labels, torch.tensor(list(base_ids), dtype=torch.int64)).nonzero().flatten()
+    if not len(clips):
+        raise UserError("no clip of a base class to fit the projection on; features; check the split")
+    return {name: fit_projection(values, clips, dim) for name, values in data.features.items()}
+
+
+def apply_projections(data: FeatureSet, projections: Mapping[str, Projection]) -> FeatureSet:
+    """The same clips, the features of each modality projected; the specs still say what made the features.
+
+    Modalities without a projection, and features that went through theirs already, stay as they are.
+    """
+    todo = {name: projections[name] for name in data.features if name in projections and name not in data.projections}
+    features = {name: todo[name].apply(values) if name in todo else values for name, values in data.features.items()}
+    return replace(data, features=features, projections={**data.projections, **todo})
 
 
 def require_specs(provenance: Mapping[str, Any], data: FeatureSet, run: Path) -> None:
@@ -106,12 +168,12 @@ def require_disjoint(provenance: Mapping[str, Any], split: ClassSplit, run: Path
         )
 
 
-def _tensor(features: NDArray[np.float16], rows: list[int], views: int) -> Tensor:
+def _tensor(features: NDArray[np.float16], rows: list[int], views: int, tokens: bool) -> Tensor:
     """Without a copy where all rows and views are wanted: a packed stream stays memory-mapped.
 
-    Of spatial tokens it gives the mean, clip by clip, since all of them at once may need more memory than there is.
+    The mean of spatial tokens is taken clip by clip, since all of them at once may need more memory than there is.
     """
-    if features.ndim == 5:
+    if features.ndim == 5 and not tokens:
         mean = np.empty((len(rows), views, features.shape[2], features.shape[4]), np.float16)
         for clip, row in enumerate(rows):
             mean[clip] = features[row, :views].mean(axis=2, dtype=np.float32)

@@ -1,26 +1,29 @@
-"""Training and evaluating on a cache: what the commands `train`, `eval` and `demo` share."""
+"""Training and evaluating on a cache: what the commands `train`, `eval`, `compare` and `demo` share."""
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..cache.errors import UserError
-from ..meta.active import fuse, observe
+from ..cache.errors import UserError, pick
+from ..meta.active import FUSIONS, fuse, observe
 from ..meta.baseline import untrained_embeddings, untrained_temperatures
 from ..meta.calibrate import calibrate
 from ..meta.checkpoint import has_model, has_training, load_model, load_training, save_model, save_training
-from ..meta.evaluate import Evaluation, EvaluationConfig, evaluate
-from ..meta.heads import HeadConfig
-from ..meta.methods import Method
+from ..meta.episodes import EpisodeShape
+from ..meta.evaluate import Evaluation, EvaluationConfig, evaluate, evaluate_scorer
+from ..meta.heads import fit_value
+from ..meta.methods import Method, parse_method
+from ..meta.model import Model, branch_specs
 from ..meta.objective import objective
+from ..meta.profiles import Profile, load_profile
 from ..meta.threads import one_thread
 from ..meta.train import Record, Task, TrainConfig, Training, start_training, train
-from .features import FeatureSet, require_disjoint, require_specs
+from .features import FeatureSet, apply_projections, require_disjoint, require_specs
 from .plots import plot_curves
 from .splits import ClassSplit
 
@@ -28,13 +31,74 @@ Progress = Callable[[int, int, str], None]
 """Called with the episodes trained, their greatest number, and a note."""
 
 
+@dataclass(frozen=True)
+class RunPlan:
+    """What the user asked to train."""
+
+    method: str = "amfir"
+    """As `meta.methods.parse_method` reads it."""
+    shape: EpisodeShape = field(default_factory=EpisodeShape)
+    """Episodes; where the profile says how many queries training takes, that counts."""
+    profile: str = "fair"
+    """A profile of the method's head."""
+    settings: tuple[str, ...] = ()
+    """Over the profile: `head.NAME=VALUE`, `training.NAME=VALUE`."""
+    episodes: int = 2000
+    """Training episodes at most."""
+    seed: int = 0
+    """Seed of everything random."""
+    criterion: str | None = None
+    """Instead of the method's."""
+    strategy: str | None = None
+    """Instead of the method's."""
+    fusion: str | None = None
+    """Instead of the method's."""
+
+    def read_method(self) -> Method:
+        """The method with what is given instead of its own.
+
+        Raises:
+            UserError: If a name is unknown.
+        """
+        given = {"criterion": self.criterion, "strategy": self.strategy}
+        method = parse_method(self.method).with_objective(**{name: value for name, value in given.items() if value})
+        if self.fusion:
+            pick(FUSIONS, self.fusion, "fusion")
+            method = replace(method, fusion=self.fusion)
+        return method
+
+    def read_profile(self) -> Profile:
+        """Hyperparameters of the method's head and its training.
+
+        Raises:
+            UserError: If the profile or a setting is unknown.
+        """
+        return load_profile(self.read_method().head, self.profile, self.settings)
+
+    def train_config(self) -> TrainConfig:
+        """How to train.
+
+        Raises:
+            UserError: If a setting is unknown, or of the wrong kind.
+        """
+        settings = dict(self.read_profile().training)
+        shape = replace(self.shape, query=fit_value("training.query", settings.pop("query", self.shape.query), 1))
+        plain = TrainConfig(shape, self.episodes, seed=self.seed)
+        known = {f.name: f.name for f in fields(TrainConfig) if f.name not in ("shape", "episodes", "seed")}
+        for name in settings:
+            pick({**known, "query": "query"}, name, "setting of training")
+        return replace(
+            plain,
+            **{name: fit_value(f"training.{name}", value, getattr(plain, name)) for name, value in settings.items()},
+        )
+
+
 @one_thread()
 def train_run(
     data: FeatureSet,
     split: ClassSplit,
     folder: Path,
-    method: Method,
-    config: TrainConfig,
+    plan: RunPlan,
     *,
     resume: bool = False,
     progress: Progress | None = None,
@@ -45,31 +109,29 @@ def train_run(
         data: Features of all classes.
         split: Its test classes are never touched.
         folder: The run's directory; created.
-        method: What to train.
-        config: How.
+        plan: What to train, and how.
         resume: Go on with the training saved in the folder, from the start if it was interrupted before the first save.
         progress: Told after every interval.
 
     Returns:
-        The training at its end; its model is calibrated and in evaluation mode.
+        The training at its end; its model is in evaluation mode, and calibrated where its method asks for it.
 
     Raises:
-        UserError: If the folder holds a training and `resume` is not set, or it is one of other settings, or the method
-            or episodes do not fit the data.
+        UserError: If the folder holds a training and `resume` is not set, or it is one of other settings, or the plan
+            does not fit the data.
     """
-    _try_out(method, list(data.features))
-    names = split.hold_out(seed=config.seed)
-    train_ids, val_ids = (data.ids(part) for part in names)
-    task = Task(data.features, data.labels, train_ids, val_ids, data.class_names, method, HeadConfig(), config)
-    provenance = _provenance(data, split, names, method, task)
+    task, names = _task(data, split, plan)
+    provenance = _provenance(data, split, names, plan, task)
     training = _begin(folder, task, provenance, resume)
     for record in train(task, training):
         save_training(folder, training, provenance)
         if progress:
-            progress(training.episodes, config.episodes, _note(record))
-    if progress:
-        progress(training.episodes, config.episodes, "calibrating")
-    calibrate(training.model, task, training.best_episodes)
+            progress(training.episodes, task.config.episodes, _note(record))
+    if task.method.calibrated:
+        if progress:
+            progress(training.episodes, task.config.episodes, "calibrating")
+        calibrate(training.model, task, training.best_episodes)
+    training.model.projections = dict(data.projections)
     write_log(folder / "log.csv", training.log)
     plot_curves(training.log, training.model.modalities, folder / "curves.png")
     # Last, because a folder with a model counts as finished.
@@ -77,26 +139,58 @@ def train_run(
     return training
 
 
+def _task(data: FeatureSet, split: ClassSplit, plan: RunPlan) -> tuple[Task, Sequence[Sequence[str]]]:
+    """What to train, and the names of its training and validation classes; all that can be refused early is."""
+    method, profile = plan.read_method(), plan.read_profile()
+    names = split.hold_out(seed=plan.seed)
+    train_ids, val_ids = (data.ids(part) for part in names)
+    specs = branch_specs(data.features, method, profile, len(train_ids))
+    _try_out(method, [spec.name for spec in specs])
+    config = plan.train_config()
+    return Task(data.features, data.labels, train_ids, val_ids, data.class_names, method, profile, config), names
+
+
 @one_thread()
-def evaluate_run(data: FeatureSet, split: ClassSplit, folder: Path, config: EvaluationConfig) -> Evaluation:
-    """Evaluate a run's model on the split's test classes.
+def evaluate_run(data: FeatureSet, split: ClassSplit, folders: Sequence[Path], config: EvaluationConfig) -> Evaluation:
+    """Evaluate a run's model on the split's test classes, or several runs fused late.
+
+    Args:
+        data: With the modalities that the runs look at.
+        split: Its test classes.
+        folders: One run, or runs of a modality each.
+        config: Episodes and fusion.
 
     Raises:
-        UserError: If there is no model, or the cache or split does not fit it.
+        UserError: If there is no model, or the cache or split does not fit it, or two runs look at one modality.
     """
-    model, provenance = load_model(folder)
-    require_specs(provenance, data, folder)
-    require_disjoint(provenance, split, folder)
-    return evaluate(
-        model.embed(data.features),
-        data.labels,
+    loaded = [load_model(folder) for folder in folders]
+    for folder, (_, provenance) in zip(folders, loaded, strict=True):
+        require_specs(provenance, data, folder)
+        require_disjoint(provenance, split, folder)
+    model = loaded[0][0] if len(loaded) == 1 else _together([model for model, _ in loaded], folders)
+    ready = apply_projections(data, model.projections)
+    clips = ready.clips_of(split.test)
+    return evaluate_scorer(
+        model.scorer(ready.features, clips),
+        data.labels[clips],
         data.ids(split.test),
         config,
-        method=provenance["method"],
-        temperatures=model.temperatures,
+        method=" | ".join(dict.fromkeys(provenance["method"] for _, provenance in loaded)),
         belief=model.belief,
         class_names=data.class_names,
     )
+
+
+def _together(models: Sequence[Model], folders: Sequence[Path]) -> Model:
+    """One model of all branches, without a belief: nobody fitted one on them together."""
+    branches = [model.branch(name) for model in models for name in model.modalities]
+    names = [branch.spec.name for branch in branches]
+    if len(set(names)) < len(names):
+        raise UserError(
+            f"two runs look at {max(names, key=names.count)}; {folders[0]} ...; give a run for each modality"
+        )
+    projections = {name: projection for model in models for name, projection in model.projections.items()}
+    return Model(branches, projections=projections).eval()
 
 
 @one_thread()
@@ -143,18 +237,21 @@ def _begin(folder: Path, task: Task, provenance: dict[str, Any], resume: bool) -
 
 
 def _provenance(
-    data: FeatureSet, split: ClassSplit, names: Sequence[Sequence[str]], method: Method, task: Task
+    data: FeatureSet, split: ClassSplit, names: Sequence[Sequence[str]], plan: RunPlan, task: Task
 ) -> dict[str, Any]:
     train_names, val_names = names
     made = {
-        "method": method.name,
+        "method": task.method.name,
+        "profile": plan.profile,
         "split": {"name": split.name, "source": split.source, "train": train_names, "val": val_names},
         "streams": list(data.features),
         "training": asdict(task.config),
-        "head": asdict(task.head),
-        "objective": asdict(method.objective),
-        "fusion": method.fusion,
+        "head": {"name": task.method.head, **task.profile.head},
+        "early": dict(task.profile.early),
+        "objective": asdict(task.method.objective),
+        "fusion": task.method.fusion,
         "specs": {name: spec.to_json() for name, spec in data.specs.items()},
+        "projection": {name: projection.dim for name, projection in data.projections.items()},
         "versions": {name: version(name) for name in ("amfir", "torch")},
     }
     plain: dict[str, Any] = json.loads(json.dumps(made))

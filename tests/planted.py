@@ -1,14 +1,16 @@
 """Small synthetic features with a known structure, and a training task on them."""
 
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from amfir.meta.episodes import EpisodeShape
-from amfir.meta.heads import HeadConfig
-from amfir.meta.methods import METHODS
+from amfir.meta.heads.temporal import HeadConfig
+from amfir.meta.methods import parse_method
+from amfir.meta.profiles import Profile
 from amfir.meta.train import Task, TrainConfig
 
 WIDTHS = {"rgb": 12, "flow": 8}
@@ -43,6 +45,7 @@ def make_task(
     num_val: int = 3,
     views: int = 1,
     head: HeadConfig | None = None,
+    hold: float = 0.01,
     widths: Mapping[str, int] = WIDTHS,
     **settings: Any,
 ) -> Task:
@@ -53,7 +56,6 @@ def make_task(
         "episodes": 48,
         "batch_episodes": 4,
         "learning_rate": 0.01,
-        "hold": 0.01,
         "interval": 16,
         "validation_episodes": 60,
     }
@@ -63,7 +65,7 @@ def make_task(
         range(6),
         range(6, 6 + num_val),
         [f"class {i}" for i in range(12)],
-        METHODS[method],
-        head or HeadConfig(dim=8, shrinkage=100.0),
+        parse_method(method),
+        Profile(asdict(replace(head or HeadConfig(dim=8, shrinkage=100.0), hold=hold)), {}),
         TrainConfig(**{**defaults, **settings}),
     )

@@ -11,9 +11,8 @@ from amfir.meta.belief import fit_belief
 from amfir.meta.calibrate import calibrate
 from amfir.meta.episodes import EpisodeSampler, EpisodeShape
 from amfir.meta.evaluate import EvaluationConfig, score_episodes
-from amfir.meta.heads import HeadConfig
+from amfir.meta.heads.temporal import HeadConfig
 from amfir.meta.model import Model
-from amfir.meta.prototypes import PrototypeScorer
 from amfir.meta.temperature import fit_temperature
 from amfir.meta.train import Task, Training, start_training, train
 
@@ -38,7 +37,11 @@ def trained(task: Task) -> Training:
 def scores(model: Model, task: Task, classes: list[int], shape: EpisodeShape, seed: int) -> tuple[Tensor, Tensor]:
     """psi at temperature 1 and psi to the mean prototype."""
     sampler = EpisodeSampler(task.labels, classes, shape)
-    return score_episodes(PrototypeScorer(model.embed(task.features)), sampler, EvaluationConfig(shape, 300, seed))
+    kept = model.temperatures
+    model.set_temperatures(dict.fromkeys(model.modalities, 1.0))
+    found = score_episodes(model.scorer(task.features), sampler, EvaluationConfig(shape, 300, seed))
+    model.set_temperatures(kept)
+    return found
 
 
 def cross_entropy(psi: Tensor, temperature: float, labels: Tensor) -> float:
@@ -70,7 +73,7 @@ def test_temperatures_and_belief_are_those_of_held_out_classes() -> None:
     for fold in folds:
         others = [c for c in range(9) if c not in fold]
         config = replace(task.config, episodes=32)
-        part = Task(task.features, task.labels, others, (), task.class_names, task.method, task.head, config)
+        part = Task(task.features, task.labels, others, (), task.class_names, task.method, task.profile, config)
         found.append(scores(trained(part).model, task, fold, EpisodeShape(3, 1, 3), 5))
     psi, centre = (torch.cat([each[i] for each in found], 1) for i in range(2))
     labels = torch.arange(3).repeat_interleave(3)

@@ -15,6 +15,7 @@ from amfir.cache.errors import UserError
 from amfir.meta import checkpoint
 from amfir.meta.belief import fit_belief
 from amfir.meta.checkpoint import has_model, has_training, load_model, load_training, save_model, save_training
+from amfir.meta.episodes import EpisodeSampler
 from amfir.meta.model import Model
 from amfir.meta.train import Task, Training, start_training, train
 
@@ -36,7 +37,7 @@ def make_model(seed: int = 0, belief: bool = True, **settings: Any) -> Model:
 def assert_equal(one: Model, two: Model) -> None:
     assert one.modalities == two.modalities
     assert one.temperatures == two.temperatures
-    assert one.head(one.modalities[0]).config == two.head(one.modalities[0]).config
+    assert [one.branch(n).spec for n in one.modalities] == [two.branch(n).spec for n in two.modalities]
     for name, value in one.state_dict().items():
         assert torch.equal(value, two.state_dict()[name]), name
     assert (one.belief is None) == (two.belief is None)
@@ -61,8 +62,8 @@ def test_a_model_survives_with_all_it_says(tmp_path: Path, belief: bool) -> None
     assert_equal(loaded, model)
     assert provenance == PROVENANCE
     assert not loaded.training
-    again = loaded.embed(task.features)
-    assert all(torch.equal(values, again[name]) for name, values in model.embed(task.features).items())
+    episodes = EpisodeSampler(task.labels, task.val_ids, task.config.shape).sample(5, torch.Generator())
+    assert torch.equal(*(each.eval().scorer(task.features)(episodes).psi for each in (model, loaded)))
 
 
 def test_one_and_three_modalities_survive_in_order(tmp_path: Path) -> None:
@@ -83,7 +84,7 @@ def test_files_are_tensors_and_json_and_old_ones_go(tmp_path: Path) -> None:
             json.loads(path.read_text(encoding="utf-8"))
         else:
             with safe_open(path, "pt") as opened:
-                assert "heads.rgb.weight" in " ".join(opened.keys())
+                assert "branches.rgb.head.weight" in " ".join(opened.keys())
     assert load_model(tmp_path)[1] == {"seed": 2}
 
 
@@ -239,7 +240,7 @@ def test_foreign_json_is_refused(tmp_path: Path, saved: dict[str, bytes], text: 
         load_training(tmp_path, make_task(), PROVENANCE)
 
 
-@pytest.mark.parametrize("data", [{"head": {}}, {"head": {}, "pooled_dims": [], "provenance": {}}, {"provenance": 1}])
+@pytest.mark.parametrize("data", [{"branches": {}}, {"branches": [{}], "provenance": {}}, {"provenance": 1}])
 def test_whole_files_of_another_kind_are_refused(tmp_path: Path, data: dict[str, Any]) -> None:
     for name in ("model", "training"):
         checkpoint._write(tmp_path, name, {"weight": torch.zeros(2)}, data)

@@ -151,8 +151,8 @@ def test_the_reported_fusion_is_the_one_asked_for(root: Path, trained: tuple[Pat
     plain = reported(*run_of)
     for fusion in FUSIONS:
         assert reported(*run_of, "--fusion", fusion)["accuracy"] == plain["fusions"][fusion]["accuracy"]
-    by_method = reported(*run_of, "--method", "protonet-lf")
-    assert by_method["accuracy"] == plain["fusions"]["late"]["accuracy"]
+    by_method = reported(*run_of, "--method", "temporal-lf")
+    assert by_method["accuracy"] == plain["fusions"]["posterior-mean"]["accuracy"]
     chosen = reported(*run_of, "--fusion", "select", "--criterion", "evidence-raw")["fusions"]["select"]
     assert chosen != plain["fusions"]["select"]
 
@@ -215,12 +215,12 @@ def test_validation_classes_are_held_out_and_reported(tmp_path: Path) -> None:
     assert (len(provenance["train"]), len(provenance["val"])) == (6, 2)
 
 
-@pytest.mark.parametrize("method", ["amfar", "protonet-lf"])
+@pytest.mark.parametrize("method", ["amfar", "temporal-lf"])
 def test_every_method_trains_and_fuses_its_own_way(root: Path, tmp_path: Path, method: str) -> None:
     assert reported("train", root, *TRAIN, "--run", tmp_path / "run", "--method", method)["method"] == method
     found = reported("eval", root, *EVAL, "--run", tmp_path / "run")
     assert found["method"] == method
-    assert found["accuracy"] == found["fusions"]["late" if method == "protonet-lf" else "ami"]["accuracy"]
+    assert found["accuracy"] == found["fusions"]["posterior-mean" if method == "temporal-lf" else "ami"]["accuracy"]
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,9 @@ def test_every_method_trains_and_fuses_its_own_way(root: Path, tmp_path: Path, m
         ("--strategy", "flow-teacher"),
         ("--strategy", "none"),
         ("--optimizer", "sgd", "--learning-rate", "0.01"),
-        ("--hold", "0"),
+        ("--set", "head.hold=0"),
+        ("--profile", "paper"),
+        ("--set", "training.weight_decay=0.5"),
         ("--seed", "1"),
     ],
 )
@@ -240,7 +242,7 @@ def test_every_setting_of_an_ablation_changes_the_training(
     folder = tmp_path / "run"
     reported("train", root, *TRAIN, "--run", folder, *options)
     tensors, others = (load_file(next(path.glob("model-*.safetensors"))) for path in (folder, trained[0]))
-    assert not torch.equal(tensors["heads.rgb.weight"], others["heads.rgb.weight"])
+    assert not torch.equal(tensors["branches.rgb.head.weight"], others["branches.rgb.head.weight"])
 
 
 def test_the_fusion_that_validation_looked_at_is_reported_later(root: Path, tmp_path: Path) -> None:
@@ -294,10 +296,20 @@ def test_bad_options_are_one_line(
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (("--optimizer", "adam"), "unknown optimizer 'adam'; did you mean 'adamw'?"),
+        (("--optimizer", "adamx"), "unknown optimizer 'adamx'; did you mean 'adam'?"),
         (("--learning-rate", "0"), "learning_rate is 0.0; it must be above 0"),
         (("--learning-rate", "nan"), "learning_rate is nan"),
-        (("--hold", "-1"), "hold is -1.0; it cannot be negative"),
+        (("--set", "head.hold=-1"), "weights must be 0 or more"),
+        (("--set", "head.holt=1"), "unknown setting of head 'temporal' 'holt'; did you mean 'hold'?"),
+        (("--set", "head.dim=wide"), "dim is 'wide'; --set; give a int such as 512"),
+        (("--set", "training.rate=1"), "unknown setting of training 'rate'"),
+        (("--set", "heads.dim=1"), "unknown part of a profile 'heads'; did you mean 'head'?"),
+        (("--set", "dim=1"), "cannot read 'dim=1'; --set; write head.NAME=VALUE"),
+        (("--profile", "fare"), "unknown profile 'fare'; did you mean 'fair'?"),
+        (("--method", "otamm-lf"), "did you mean 'otam-lf'?"),
+        (("--method", "otam"), "'otam' looks at one modality and there are rgb, flow; give --streams rgb"),
+        (("--method", "otam-ec", "--streams", "rgb"), "'otam-ec' fuses two modalities; there are 1"),
+        (("--method", "strm-lf"), "head 'strm' needs spatial tokens"),
         (("--strategy", "both"), "unknown strategy 'both'; known: mutual, none, <modality>-teacher"),
         (("--strategy", "rbg-teacher"), "unknown modality 'rbg'; did you mean 'rgb'?"),
         (("--strategy", "flow-teacher", "--streams", "rgb"), "unknown modality 'flow'"),

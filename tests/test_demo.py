@@ -24,7 +24,7 @@ SMALL = DemoConfig(
     training=TrainConfig(EpisodeShape(way=2, shot=1, query=2), episodes=32, batch_episodes=16, interval=16),
     episodes=300,
 )
-METHODS = ["untrained", "protonet-lf", "amfar", "amfir"]
+METHODS = ["untrained", "temporal-lf", "amfar", "amfir"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -68,7 +68,7 @@ def test_each_method_is_evaluated_as_eval_does_it_and_amfir_is_last(
 
 def test_progress_is_told_for_every_stage_up_to_its_end(ran: tuple[Path, Demo, list[tuple[str, int, int]]]) -> None:
     stages = list(dict.fromkeys(stage for stage, _, _ in ran[2]))
-    assert stages == ["clips", "features", "protonet-lf", "amfar", "amfir"]
+    assert stages == ["clips", "features", "temporal-lf", "amfar", "amfir"]
     last = {stage: (ready, total) for stage, ready, total in ran[2]}
     assert last == {"clips": (24, 24), "features": (24, 24), **dict.fromkeys(METHODS[1:], (32, 32))}
 
@@ -103,7 +103,7 @@ def test_an_interrupted_demo_goes_on_where_it_was(
     with pytest.raises(KeyboardInterrupt):
         run_demo(tmp_path, interrupt, SMALL)
     before = {path: when for path, when in files(tmp_path).items() if "amfar" not in path.parts}
-    assert (tmp_path / "runs" / "protonet-lf" / "model.json") in before
+    assert (tmp_path / "runs" / "temporal-lf" / "model.json") in before
     found = run_demo(tmp_path, lambda *_: None, SMALL)
     assert before.items() <= files(tmp_path).items()
     assert [r["fusions"] for r in found.results] == [r["fusions"] for r in ran[1].results]

@@ -1,6 +1,6 @@
 """From a cache to tensors: which clips, which order, and what is refused."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,15 @@ import torch
 
 from amfir.cache import Failure, Row, Store, StreamSpec, StreamWriter, pack
 from amfir.cache.errors import UserError
-from amfir.pipeline.features import load_features, require_disjoint, require_specs
+from amfir.meta.projection import Projection, fit_projection
+from amfir.pipeline.features import (
+    apply_projections,
+    fit_projections,
+    load_features,
+    project_features,
+    require_disjoint,
+    require_specs,
+)
 from amfir.pipeline.splits import ClassSplit
 
 from .plantedcache import plant, planted_row, planted_spec
@@ -75,14 +83,21 @@ def test_streams_with_other_numbers_of_views_are_cut_to_the_views_of_both(tmp_pa
     np.testing.assert_array_equal(data.features["flow"][3].numpy(), truth)
 
 
+def plant_tokens(root: Path, clips: Sequence[int], views: int = 2) -> StreamSpec:
+    """Add a flow stream with 5 tokens a frame to a cache."""
+    spec = StreamSpec("flow", frames=3, views=views, dim=4, settings={}, tokens=5)
+    with StreamWriter(root, spec) as writer:
+        for clip in clips:
+            features = np.random.default_rng(clip).normal(size=spec.row_shape).astype(np.float16)
+            writer.add(Row(f"class 0/{clip:03d}.mp4", "class 0", features, np.zeros((views, 3)), 1, 1))
+    return spec
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_spatial_tokens_are_averaged(tmp_path: Path, packed: bool) -> None:
     root = plant(tmp_path / "cache", streams=("rgb",), classes=1, clips=3)
-    spec = StreamSpec("flow", frames=3, views=2, dim=4, settings={}, tokens=5)
+    spec = plant_tokens(root, (0, 2))
     values = {f"class 0/{clip:03d}.mp4": np.random.default_rng(clip).normal(size=spec.row_shape) for clip in (0, 2)}
-    with StreamWriter(root, spec) as writer:
-        for clip_id, features in values.items():
-            writer.add(Row(clip_id, "class 0", features.astype(np.float16), np.zeros((2, 3)), 1, 1))
     if packed:
         pack(root)
     data = load_features(root)
@@ -93,6 +108,31 @@ def test_spatial_tokens_are_averaged(tmp_path: Path, packed: bool) -> None:
         for token in range(5):
             truth[clip] += features.astype(np.float16)[0, :, token].astype(np.float64) / 5
     np.testing.assert_allclose(data.features["flow"][:, 0].numpy(), truth, rtol=2**-11, atol=1e-6)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_spatial_tokens_are_kept_where_they_are_wanted(tmp_path: Path, packed: bool) -> None:
+    root = plant(tmp_path / "cache", streams=("rgb",), classes=1, clips=3)
+    spec = plant_tokens(root, (0, 2))
+    if packed:
+        pack(root)
+    data = load_features(root, tokens=True)
+    assert data.clip_ids == ["class 0/000.mp4", "class 0/002.mp4"]
+    assert data.features["rgb"].shape == (2, 1, 3, 12)
+    truth = np.stack([np.random.default_rng(clip).normal(size=spec.row_shape)[:1] for clip in (0, 2)])
+    np.testing.assert_array_equal(data.features["flow"].numpy(), truth.astype(np.float16))
+    mean = load_features(root).features["flow"]
+    torch.testing.assert_close(data.features["flow"].float().mean(3).half(), mean)
+
+
+@pytest.mark.usefixtures("always_warned")
+def test_tokens_of_a_packed_cache_stay_memory_mapped(tmp_path: Path) -> None:
+    root = plant(tmp_path / "cache", streams=("rgb",), classes=1, clips=3)
+    plant_tokens(root, (0, 1, 2), views=1)
+    pack(root)
+    data = load_features(root, tokens=True)
+    assert data.features["flow"].shape == (3, 1, 3, 5, 4)
+    assert str(Store(root).read("flow").path) in Path("/proc/self/maps").read_text()
 
 
 @pytest.mark.usefixtures("always_warned")
@@ -131,6 +171,35 @@ def test_caches_without_any_clip_are_refused(tmp_path: Path) -> None:
     (root / "rgb").rename(tmp_path / "rgb")
     with pytest.raises(UserError, match=r"no stream in .*cache; extract some first: amfir extract VIDEOS --cache"):
         load_features(root)
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_features_are_projected_by_their_base_clips_alone(tmp_path: Path, tokens: bool) -> None:
+    root = plant(tmp_path / "cache", streams=("rgb",), classes=4, clips=6)
+    plant_tokens(root, range(6), views=1) if tokens else plant(root, streams=("flow",), classes=4, clips=6)
+    data = load_features(root, tokens=tokens)
+    base = data.ids(["class 0"])
+    projected = project_features(data, base, 6)
+    assert {name: values.shape[-1] for name, values in projected.features.items()} == {
+        "rgb": 6,
+        "flow": 4 + 2 * (not tokens),
+    }
+    assert (projected.clip_ids, projected.specs) == (data.clip_ids, data.specs)
+    assert torch.equal(projected.labels, data.labels)
+    clips = (data.labels == base[0]).nonzero().flatten()
+    for name, values in data.features.items():
+        torch.testing.assert_close(projected.features[name], fit_projection(values, clips, 6).apply(values))
+    projections = fit_projections(data, base, 6)
+    again = {name: Projection.from_state(made.to_state()) for name, made in projections.items()}
+    torch.testing.assert_close(apply_projections(data, again).features, projected.features, rtol=0, atol=0)
+
+
+def test_projections_without_a_width_or_base_clips_are_refused(tmp_path: Path) -> None:
+    data = load_features(plant(tmp_path / "cache", classes=2, clips=1))
+    with pytest.raises(UserError, match=r"width of the projected features is 0; features; choose 1 or more"):
+        project_features(data, [0], 0)
+    with pytest.raises(UserError, match=r"no clip of a base class .*; check the split"):
+        project_features(data, [], 4)
 
 
 def test_features_of_another_spec_are_refused_with_both_sides(tmp_path: Path) -> None:

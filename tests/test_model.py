@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -11,10 +12,12 @@ from amfir.cache.errors import UserError
 from amfir.meta import model as model_module
 from amfir.meta.active import observe
 from amfir.meta.episodes import Episodes, EpisodeSampler, EpisodeShape
-from amfir.meta.heads import HeadConfig, fit_head
-from amfir.meta.methods import METHODS, load_method
-from amfir.meta.model import Model, fit_model
+from amfir.meta.heads import HEADS, Inputs
+from amfir.meta.heads.temporal import HeadConfig, TemporalHead
+from amfir.meta.methods import ARRANGEMENTS, METHODS, parse_method
+from amfir.meta.model import Model, build_model
 from amfir.meta.objective import ObjectiveConfig, objective
+from amfir.meta.profiles import Profile
 
 from .planted import planted
 
@@ -28,6 +31,24 @@ def make(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def fit_model(
+    features: dict[str, Tensor], labels: Tensor, classes: range, config: HeadConfig, generator: torch.Generator
+) -> Model:
+    return build_model(features, labels, classes, METHODS["amfir"], Profile(asdict(config), {}), generator)
+
+
+def distances(model: Model, features: dict[str, Tensor], episodes: Episodes) -> Tensor:
+    """psi with gradient."""
+    _, way, per_class = episodes.query.shape
+    return model.learn(features, episodes, torch.arange(way).repeat_interleave(per_class))[0]
+
+
+def embed(model: Model, features: dict[str, Tensor]) -> dict[str, Tensor]:
+    """View 0 of every clip."""
+    with torch.no_grad():
+        return {name: model.head(name).encode(features[name][:, 0].float())[0] for name in model.modalities}
+
+
 def started(widths: dict[str, int] = THREE, views: int = 1) -> tuple[Model, dict[str, Tensor], Tensor]:
     features, labels = planted(views=views, widths=widths)
     return fit_model(features, labels, range(8), HeadConfig(dim=6), make()), features, labels
@@ -39,7 +60,7 @@ def slow_psi(model: Model, features: dict[str, Tensor], episodes: Episodes) -> T
     psi = torch.zeros(len(features), batch, way * per_class, way)
 
     def embed(name: str, clip: int, view: int) -> Tensor:
-        embedded: Tensor = model.head(name)(features[name][clip, view][None].float())[0]
+        embedded = model.head(name).encode(features[name][clip, view][None].float())[0][0]
         return embedded
 
     for m, name in enumerate(model.modalities):
@@ -68,7 +89,7 @@ def test_psi_equals_a_loop_over_episodes(widths: dict[str, int], views: int) -> 
     sampler = EpisodeSampler(labels, range(12), SHAPE)
     episodes = sampler.sample(3, make(1), views if views > 1 else None)
     with torch.no_grad():
-        torch.testing.assert_close(model.psi(features, episodes), slow_psi(model, features, episodes))
+        torch.testing.assert_close(distances(model, features, episodes), slow_psi(model, features, episodes))
 
 
 def test_psi_takes_half_precision_and_features_in_any_order() -> None:
@@ -76,18 +97,22 @@ def test_psi_takes_half_precision_and_features_in_any_order() -> None:
     episodes = EpisodeSampler(labels, range(12), SHAPE).sample(2, make(1))
     half = {name: features[name].half() for name in ("audio", "rgb", "flow")}
     with torch.no_grad():
-        torch.testing.assert_close(model.psi(half, episodes), model.psi(features, episodes), rtol=0.01, atol=0.05)
+        torch.testing.assert_close(
+            distances(model, half, episodes), distances(model, features, episodes), rtol=0.01, atol=0.05
+        )
 
 
-def test_embedding_takes_view_0_of_every_clip() -> None:
-    model, features, _ = started(views=2)
-    for name, values in model.embed(features).items():
-        torch.testing.assert_close(values, model.head(name)(features[name][:, 0]).detach())
+def test_scoring_takes_view_0_of_every_clip() -> None:
+    model, features, labels = started(views=2)
+    episodes = EpisodeSampler(labels, range(12), SHAPE).sample(3, make(1))
+    torch.testing.assert_close(
+        model.eval().scorer(features)(episodes).psi, slow_psi(model, features, episodes).detach()
+    )
 
 
 def test_the_start_has_mean_psi_8_and_sees_only_its_classes() -> None:
     model, features, labels = started()
-    for name, values in model.embed(features).items():
+    for name, values in embed(model, features).items():
         base = values[labels < 8].double()
         mean = model.temperatures[name] * torch.cdist(base, base).square().mean().item()
         assert mean == pytest.approx(8, rel=1e-4)
@@ -104,9 +129,10 @@ def test_many_base_clips_are_sampled_for_the_start(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(model_module, "MAX_FIT_CLIPS", 20)
     model = fit_model(features, labels, range(4, 12), HeadConfig(dim=64), make(3))
     kept = torch.arange(32, 96)[torch.randperm(64, generator=make(3))[:20]]
-    expected = fit_head(features["rgb"][kept, 0], labels[kept], HeadConfig(dim=64), make())
-    torch.testing.assert_close(model.head("rgb").start, expected.start)
-    values = model.embed(features)["rgb"][kept].double()
+    expected = TemporalHead(Inputs(3, 12), HeadConfig(dim=64))
+    expected.start(features["rgb"][kept, 0], labels[kept], make())
+    torch.testing.assert_close(model.head("rgb").get_buffer("begin"), expected.begin)
+    values = embed(model, features)["rgb"][kept].double()
     mean = model.temperatures["rgb"] * torch.cdist(values, values).square().mean().item()
     assert mean == pytest.approx(8, rel=1e-4)
 
@@ -114,19 +140,21 @@ def test_many_base_clips_are_sampled_for_the_start(monkeypatch: pytest.MonkeyPat
 def test_temperatures_can_be_replaced() -> None:
     model, features, labels = started()
     episodes = EpisodeSampler(labels, range(12), SHAPE).sample(2, make(1))
-    before, psi = model.temperatures, model.psi(features, episodes).detach()
+    before, psi = model.temperatures, distances(model, features, episodes).detach()
     model.set_temperatures({"flow": 2 * before["flow"]})
     assert model.temperatures["flow"] == pytest.approx(2 * before["flow"])
     assert model.temperatures["rgb"] == before["rgb"]
-    torch.testing.assert_close(model.psi(features, episodes).detach(), psi * torch.tensor([1, 2, 1]).view(3, 1, 1, 1))
+    torch.testing.assert_close(
+        distances(model, features, episodes).detach(), psi * torch.tensor([1, 2, 1]).view(3, 1, 1, 1)
+    )
 
 
 def test_features_of_another_kind_are_refused_in_one_line() -> None:
     model, features, _ = started()
     with pytest.raises(UserError, match="no features of modality 'flow'; the model needs rgb, flow, audio"):
-        model.embed({"rgb": features["rgb"], "audio": features["audio"]})
+        model.scorer({"rgb": features["rgb"], "audio": features["audio"]})
     with pytest.raises(UserError, match="'rgb' are 13 wide"):
-        model.embed({**features, "rgb": torch.zeros(4, 1, 3, 13)})
+        model.scorer({**features, "rgb": torch.zeros(4, 1, 3, 13)})
 
 
 # --- gradients (Eq. 11) ---------------------------------------------------------------------------------------------
@@ -136,7 +164,7 @@ def gradients(config: ObjectiveConfig, own: tuple[str, ...] = (), widths: dict[s
     """Each head's gradient of the objective, or only of the cross-entropies of the modalities in `own`."""
     model, features, labels = started(widths)
     episodes = EpisodeSampler(labels, range(8), SHAPE).sample(4, make(2))
-    parts = objective(observe(model.psi(features, episodes), SHAPE.query_labels()), model.modalities, config)
+    parts = objective(observe(distances(model, features, episodes), SHAPE.query_labels()), model.modalities, config)
     loss = parts.cross_entropy[[model.modalities.index(name) for name in own]].sum() if own else parts.total
     loss.backward()  # type: ignore[no-untyped-call]
     found = {}
@@ -188,21 +216,66 @@ def test_one_modality_alone_gets_its_cross_entropy() -> None:
 
 
 def test_methods_are_the_papers() -> None:
-    assert load_method("protonet-lf").objective.strategy == "none"
-    assert load_method("protonet-lf").fusion == "late"
-    assert load_method("amfar").objective.criterion == "certainty"
-    assert load_method("amfir").objective.criterion == "free-energy"
-    assert all(load_method(name).objective.strategy == "mutual" for name in ("amfar", "amfir"))
+    assert parse_method("temporal-lf").objective.strategy == "none"
+    assert parse_method("temporal-lf").fusion == "posterior-mean"
+    assert parse_method("otam-lf-logit").fusion == "late"
+    assert parse_method("amfar").objective.criterion == "certainty"
+    assert parse_method("amfir").objective.criterion == "free-energy"
+    assert all(parse_method(name).objective.strategy == "mutual" for name in ("amfar", "amfir"))
     assert all(name == method.name for name, method in METHODS.items())
 
 
+def test_every_head_goes_with_every_arrangement() -> None:
+    for head in HEADS:
+        for suffix, arrangement in ARRANGEMENTS.items():
+            if (name := head + suffix) in METHODS:
+                continue
+            method = parse_method(name)
+            assert (method.name, method.head, method.early) == (name, head, arrangement.early)
+            assert method.single == (suffix == "")
+        assert parse_method(f"amfir[{head}]").objective == METHODS["amfir"].objective
+        assert parse_method(f"amfar[{head}]").head == head
+
+
+def test_ami_is_amfir_with_that_head() -> None:
+    assert replace(parse_method("otam+ami"), name="") == replace(parse_method("amfir[otam]"), name="")
+
+
 def test_a_method_with_another_objective_keeps_the_rest() -> None:
-    changed = load_method("amfir").with_objective(drop_groups=("rgb",))
+    changed = parse_method("amfir").with_objective(drop_groups=("rgb",))
     assert changed.objective == ObjectiveConfig(drop_groups=("rgb",))
     assert changed.fusion == "ami"
-    assert load_method("amfir").objective.drop_groups == ()
+    assert parse_method("amfir").objective.drop_groups == ()
 
 
-def test_an_unknown_method_is_refused_naming_the_nearest() -> None:
-    with pytest.raises(UserError, match=re.escape("unknown method 'amfirr'; did you mean 'amfir'?")):
-        load_method("amfirr")
+@pytest.mark.parametrize(
+    ("name", "near"), [("amfirr", "amfir"), ("otamm", "otam"), ("trx-lg", "trx-lf"), ("amfir[otamm]", "otam")]
+)
+def test_an_unknown_method_is_refused_naming_the_nearest(name: str, near: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"did you mean {near!r}?")):
+        parse_method(name)
+
+
+def test_a_head_alone_takes_one_modality_and_early_fusion_two() -> None:
+    features, labels = planted(widths=THREE)
+    for name, count, message in (("protonet", 2, "one modality"), ("protonet-ec", 1, "two"), ("protonet-ea", 3, "two")):
+        some = {key: features[key] for key in list(features)[:count]}
+        with pytest.raises(UserError, match=message):
+            build_model(some, labels, range(8), parse_method(name), Profile({}, {}), make())
+
+
+@pytest.mark.parametrize("name", ["protonet-ec", "protonet-ea", "amefu-net"])
+def test_early_fusion_makes_one_branch_of_two_modalities(name: str) -> None:
+    features, labels = planted()
+    profile = Profile({}, {}, {"heads": 4} if name.endswith("ea") else {})
+    model = build_model(features, labels, range(8), parse_method(name), profile, make())
+    assert model.modalities == ("rgb+flow",)
+    assert model.streams == ("rgb", "flow")
+    episodes = EpisodeSampler(labels, range(8), SHAPE).sample(2, make())
+    psi = distances(model, features, episodes)
+    assert psi.shape == (1, 2, 6, 3)
+    psi[..., 0].sum().backward()  # type: ignore[no-untyped-call]
+    assert all(p.grad is not None for p in model.branch("rgb+flow").early.parameters())  # type: ignore[union-attr]
+    torch.testing.assert_close(
+        model.eval().scorer(features)(episodes).psi, distances(model, features, episodes).detach()
+    )

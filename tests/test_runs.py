@@ -22,17 +22,17 @@ from safetensors.torch import load_file
 from amfir.cache.errors import UserError
 from amfir.meta.episodes import EpisodeShape
 from amfir.meta.evaluate import EvaluationConfig, evaluate
-from amfir.meta.methods import METHODS, load_method
-from amfir.meta.train import TrainConfig, Training
-from amfir.pipeline.features import FeatureSet, load_features
+from amfir.meta.train import Training
+from amfir.pipeline.features import FeatureSet, load_features, project_features
 from amfir.pipeline.plots import COLOURS, plot_curves
-from amfir.pipeline.runs import evaluate_run, evaluate_untrained, train_run, write_log
+from amfir.pipeline.runs import RunPlan, evaluate_run, evaluate_untrained, train_run, write_log
 from amfir.pipeline.splits import ClassSplit, load_split
 
 from .plantedcache import plant
 
 SHAPE = EpisodeShape(way=3, shot=1, query=2)
-CONFIG = TrainConfig(SHAPE, episodes=64, batch_episodes=8, interval=16, validation_episodes=40, learning_rate=1e-3)
+FAST = ("training.batch_episodes=8", "training.interval=16", "training.validation_episodes=40")
+PLAN = RunPlan(shape=SHAPE, episodes=64, settings=(*FAST, "training.learning_rate=1e-3"))
 PROGRAM = [sys.executable, "-c", "from amfir.pipeline.cli import main; main()"]
 
 
@@ -68,16 +68,16 @@ def undisturbed(data: FeatureSet, split: ClassSplit, tmp_path_factory: pytest.Te
 
 
 def learn(
-    data: FeatureSet, split: ClassSplit, folder: Path, config: TrainConfig = CONFIG, *, stop_at: int = -1, **more: Any
+    data: FeatureSet, split: ClassSplit, folder: Path, plan: RunPlan = PLAN, *, stop_at: int = -1, **more: Any
 ) -> Training:
     """Train AMFIR, and press Ctrl-C when so many episodes are saved."""
 
     def watch(ready: int, total: int, note: str) -> None:
-        assert total == config.episodes
+        assert total == plan.episodes
         if ready == stop_at:
             raise KeyboardInterrupt
 
-    return train_run(data, split, folder, load_method("amfir"), config, progress=watch, **more)
+    return train_run(data, split, folder, plan, progress=watch, **more)
 
 
 def whole(folder: Path) -> tuple[dict[str, bytes], dict[str, Any], str]:
@@ -116,7 +116,7 @@ def test_resuming_with_other_settings_is_refused(
     folder, _ = undisturbed
     before = whole(folder)
     with pytest.raises(UserError, match=r"was started with .*training.*0\.002"):
-        learn(data, split, folder, replace(CONFIG, learning_rate=0.002), resume=True)
+        learn(data, split, folder, replace(PLAN, settings=(*FAST, "training.learning_rate=2e-3")), resume=True)
     with pytest.raises(UserError, match=r"was started with .*split"):
         learn(data, load_split("random:1", data.class_names), folder, resume=True)
     with pytest.raises(UserError, match="already holds a run; add --resume to go on with it, or choose another --run"):
@@ -126,7 +126,7 @@ def test_resuming_with_other_settings_is_refused(
 
 def test_another_seed_is_another_training(data: FeatureSet, split: ClassSplit, tmp_path: Path) -> None:
     for seed in (0, 1):
-        learn(data, split, tmp_path / str(seed), replace(CONFIG, seed=seed, episodes=16))
+        learn(data, split, tmp_path / str(seed), replace(PLAN, seed=seed, episodes=16))
     assert log_text(tmp_path / "0") != log_text(tmp_path / "1")
 
 
@@ -215,9 +215,9 @@ def test_untrained_prototypes_are_standardised_on_the_base_classes_alone(data: F
 def test_training_without_episodes_keeps_the_start_and_can_be_evaluated(
     data: FeatureSet, split: ClassSplit, tmp_path: Path
 ) -> None:
-    training = learn(data, split, tmp_path, replace(CONFIG, episodes=0))
+    training = learn(data, split, tmp_path, replace(PLAN, episodes=0))
     assert training.episodes == 0
-    found = evaluate_run(data, split, tmp_path, EvaluationConfig(SHAPE, 100))
+    found = evaluate_run(data, split, [tmp_path], EvaluationConfig(SHAPE, 100))
     assert found.method == "amfir"
     assert "belief" in found.fusions
     assert found.accuracy > 40
@@ -226,17 +226,68 @@ def test_training_without_episodes_keeps_the_start_and_can_be_evaluated(
 def test_what_a_method_lacks_is_refused_before_anything_is_written(
     data: FeatureSet, split: ClassSplit, tmp_path: Path
 ) -> None:
-    amfir, amfar = METHODS["amfir"], METHODS["amfar"]
     wrong = {
-        "unknown modality 'audio'; known: flow, rgb": amfir.with_objective(strategy="audio-teacher"),
-        "'belief' needs a fitted belief": amfir.with_objective(criterion="belief"),
-        "'belief' needs a fitted belief; none": replace(amfir, fusion="belief"),
-        "criterion 'certainty' only forms groups": replace(amfar, fusion="select"),
+        "unknown modality 'audio'; known: flow, rgb": replace(PLAN, strategy="audio-teacher"),
+        "'belief' needs a fitted belief": replace(PLAN, criterion="belief"),
+        "'belief' needs a fitted belief; none": replace(PLAN, fusion="belief"),
+        "criterion 'certainty' only forms groups": replace(PLAN, method="amfar", fusion="select"),
+        "'otam' looks at one modality": replace(PLAN, method="otam"),
+        "unknown profile 'papers'; did you mean 'paper'": replace(PLAN, profile="papers"),
+        "unknown setting of head 'otam' 'smoothness'; did you mean 'smoothing'": replace(
+            PLAN, method="otam-lf", settings=("head.smoothness=1",)
+        ),
+        "unknown setting of training 'learningrate'; did you mean 'learning_rate'": replace(
+            PLAN, settings=("training.learningrate=1",)
+        ),
+        "training.momentum is 'high'": replace(PLAN, settings=("training.momentum=high",)),
+        "head 'strm' needs spatial tokens": replace(PLAN, method="strm-lf"),
     }
-    for message, method in wrong.items():
+    for message, plan in wrong.items():
         with pytest.raises(UserError, match=message):
-            train_run(data, split, tmp_path / "run", method, CONFIG)
+            train_run(data, split, tmp_path / "run", plan)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["otam-lf", "trx-ec", "hyrsm+ami"])
+def test_heads_of_the_field_train_resume_and_evaluate(
+    data: FeatureSet, split: ClassSplit, tmp_path: Path, name: str
+) -> None:
+    """Dropout and all: an interrupted training ends like an undisturbed one."""
+    small = () if name.startswith("otam") else ("head.dim=8",) if name.startswith("trx") else ("head.head_dim=8",)
+    plan = RunPlan(name, SHAPE, settings=(*FAST, *small), episodes=32)
+    learn(data, split, tmp_path / "whole", plan)
+    with pytest.raises(KeyboardInterrupt):
+        learn(data, split, tmp_path / "cut", plan, stop_at=16)
+    learn(data, split, tmp_path / "cut", plan, resume=True)
+    assert whole(tmp_path / "cut") == whole(tmp_path / "whole")
+    found = evaluate_run(data, split, [tmp_path / "whole"], EvaluationConfig(SHAPE, 100))
+    assert found.method == name
+    assert found.accuracy > 40
+
+
+def test_runs_of_a_modality_each_are_fused_late(data: FeatureSet, split: ClassSplit, tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("rgb", "flow")]
+    for folder in folders:
+        plan = replace(PLAN, method="protonet", episodes=0)
+        learn(data.only([folder.name]), split, folder, plan)
+    config = EvaluationConfig(SHAPE, 200, fusion="posterior-mean")
+    both = evaluate_run(data, split, folders, config)
+    for folder in folders:
+        alone = evaluate_run(data, split, [folder], config)
+        assert alone.accuracy == both.modalities[folder.name][0]
+        assert both.accuracy > alone.accuracy
+    assert both.method == "protonet"
+    with pytest.raises(UserError, match="two runs look at rgb"):
+        evaluate_run(data, split, [folders[0], folders[0]], config)
+
+
+def test_a_projection_travels_with_the_model(data: FeatureSet, split: ClassSplit, tmp_path: Path) -> None:
+    narrow = project_features(data, data.ids((*split.train, *split.val)), 6)
+    training = learn(narrow, split, tmp_path, replace(PLAN, episodes=16))
+    assert training.model.branch("rgb").spec.widths == (6,)
+    config = EvaluationConfig(SHAPE, 100)
+    found = evaluate_run(data, split, [tmp_path], config)
+    assert found.right.tolist() == evaluate_run(narrow, split, [tmp_path], config).right.tolist()
 
 
 def test_an_interrupt_keeps_what_is_saved_and_prints_what_resumes_it(root: Path, tmp_path: Path) -> None:

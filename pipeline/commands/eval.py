@@ -14,13 +14,20 @@ if TYPE_CHECKING:
 
 @click.command(name="eval")
 @episode_options
-@click.option("--run", "folder", metavar="DIR", type=click.Path(path_type=Path), help="What amfir train wrote.")
-@click.option("--method", help="Fuse like this method.  [default: the run's; untrained: protonet-lf]")
+@click.option(
+    "--run",
+    "folders",
+    metavar="DIR",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="What amfir train wrote; several, one for each modality, are fused late.",
+)
+@click.option("--method", help="Fuse like this method.  [default: the run's; several runs, untrained: late fusion]")
 @click.option("--episodes", default=10_000, show_default=True, help="Number of episodes.")
 @click.option("--fusion", help="Fusion to report as the accuracy.  [default: the method's]")
 @click.option("--criterion", default="free-energy", show_default=True, help="What the fusion `select` selects by.")
 @json_option
-def evaluate(cache: Path, split: str, folder: Path | None, as_json: bool, **settings: Any) -> None:
+def evaluate(cache: Path, split: str, folders: tuple[Path, ...], as_json: bool, **settings: Any) -> None:
     """Measure accuracy on episodes of the novel classes of a split of CACHE: each modality, and every fusion.
 
     Without --run, nearest prototypes of the frozen features are measured, untrained.
@@ -29,10 +36,11 @@ def evaluate(cache: Path, split: str, folder: Path | None, as_json: bool, **sett
     Examples:
       amfir eval features --split random:0
       amfir eval features --split random:0 --run run
+      amfir eval features --split random:0 --run trx-rgb --run trx-flow
       amfir eval features --split hmdb51 --run run --shot 5 --query 1 --json
     """
     with resumable():
-        result = _run(cache, split, folder, **settings)
+        result = _run(cache, split, folders, **settings)
     if as_json:
         print_json(result.to_json())
     else:
@@ -42,7 +50,7 @@ def evaluate(cache: Path, split: str, folder: Path | None, as_json: bool, **sett
 def _run(
     cache: Path,
     split_name: str,
-    folder: Path | None,
+    folders: tuple[Path, ...],
     *,
     streams: tuple[str, ...],
     way: int,
@@ -57,22 +65,22 @@ def _run(
     from ...meta.checkpoint import load_model
     from ...meta.episodes import EpisodeShape
     from ...meta.evaluate import EvaluationConfig
-    from ...meta.methods import load_method
-    from ..features import load_features
+    from ...meta.methods import parse_method
+    from ..features import load_features, load_for
     from ..runs import evaluate_run, evaluate_untrained
     from ..splits import load_split
 
     shape = EpisodeShape(way, shot, query)
-    chosen = load_method(method) if method else None
-    default = load_method("protonet-lf").fusion
-    if folder:
-        provenance = load_model(folder)[1]
-        default, streams = provenance["fusion"], streams or tuple(provenance["streams"])
-    fusion = fusion or (chosen.fusion if chosen else default)
+    made = [load_model(folder)[1] for folder in folders]
+    default = made[0]["fusion"] if len(made) == 1 else "posterior-mean" if made else "late"
+    fusion = fusion or (parse_method(method).fusion if method else default)
     config = EvaluationConfig(shape, episodes, seed, fusion, criterion)
-    data = load_features(cache, streams)
-    split = load_split(split_name, data.class_names)
-    return evaluate_run(data, split, folder, config) if folder else evaluate_untrained(data, split, config)
+    if not made:
+        data = load_features(cache, streams)
+        return evaluate_untrained(data, load_split(split_name, data.class_names), config)
+    streams = streams or tuple(dict.fromkeys(name for provenance in made for name in provenance["streams"]))
+    data = load_for(made[0]["head"]["name"], cache, streams)
+    return evaluate_run(data, load_split(split_name, data.class_names), folders, config)
 
 
 def _print(result: "Evaluation") -> None:

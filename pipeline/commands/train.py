@@ -1,13 +1,12 @@
 """`amfir train`: meta-train the heads on cached features."""
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...cache.errors import UserError, pick
+from ...cache.errors import UserError
 from ..console import json_option, print_json, resumable
 from .stage2 import episode_options
 
@@ -18,11 +17,26 @@ if TYPE_CHECKING:
 @click.command()
 @episode_options
 @click.option("--run", "folder", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Where it goes.")
-@click.option("--method", default="amfir", show_default=True, help="amfir, amfar or protonet-lf.")
+@click.option(
+    "--method",
+    default="amfir",
+    show_default=True,
+    help="amfir, amfar, amfir[HEAD], or a head: HEAD, HEAD-ec, -ea, -lf, HEAD+ami.",
+)
+@click.option(
+    "--profile", default="fair", show_default=True, help="fair: one protocol; paper: the original's settings."
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Over the profile: head.dim=256, training.learning_rate=1e-3 ...",
+)
+@click.option("--project", type=click.IntRange(1), metavar="DIM", help="Project features to so many principal axes.")
 @click.option("--episodes", default=2000, show_default=True, help="Training episodes at most.")
-@click.option("--optimizer", default="adamw", show_default=True, help="adamw, or the papers' sgd.")
-@click.option("--learning-rate", default=1e-4, show_default=True, help="Step size.")
-@click.option("--hold", default=1e4, show_default=True, help="How firmly the heads are held to their start.")
+@click.option("--optimizer", help="adamw, adam or sgd.  [default: the profile's]")
+@click.option("--learning-rate", type=float, help="Step size.  [default: the profile's]")
 @click.option("--criterion", help="Criterion of ASI for the groups.  [default: the method's]")
 @click.option("--strategy", help="mutual, none or MODALITY-teacher.  [default: the method's]")
 @click.option("--fusion", help="Fusion that validation looks at.  [default: the method's]")
@@ -38,6 +52,7 @@ def train(cache: Path, split: str, folder: Path, as_json: bool, **settings: Any)
     Examples:
       amfir train features --split random:0 --run run
       amfir train features --split hmdb51 --method amfar --shot 5 --run amfar-5shot
+      amfir train features --split random:0 --method trx --streams rgb --set head.dim=512 --run trx
       amfir train features --split random:0 --run run --resume
     """
     with resumable("--resume"):
@@ -62,50 +77,43 @@ def _run(
     way: int,
     shot: int,
     query: int,
-    seed: int,
     method: str,
-    episodes: int,
-    optimizer: str,
-    learning_rate: float,
-    hold: float,
-    criterion: str | None,
-    strategy: str | None,
-    fusion: str | None,
+    profile: str,
+    settings: tuple[str, ...],
+    project: int | None,
+    optimizer: str | None,
+    learning_rate: float | None,
     resume: bool,
+    **given: Any,
 ) -> dict[str, Any]:
-    from ...meta.active import FUSIONS
     from ...meta.episodes import EpisodeShape
-    from ...meta.methods import load_method
-    from ...meta.train import TrainConfig
-    from ..features import load_features
+    from ..features import load_for, project_features
     from ..progress import Bar
-    from ..runs import train_run
+    from ..runs import RunPlan, train_run
     from ..splits import load_split
 
-    if episodes < 1:
-        raise UserError(f"episodes is {episodes}; training needs at least 1; raise --episodes")
+    if given["episodes"] < 1:
+        raise UserError(f"episodes is {given['episodes']}; training needs at least 1; raise --episodes")
     started = time.perf_counter()
-    config = TrainConfig(
-        EpisodeShape(way, shot, query), episodes, optimizer=optimizer, learning_rate=learning_rate, hold=hold, seed=seed
-    )
-    changes = {name: value for name, value in (("criterion", criterion), ("strategy", strategy)) if value}
-    chosen = load_method(method).with_objective(**changes)
-    if fusion:
-        pick(FUSIONS, fusion, "fusion")
-        chosen = replace(chosen, fusion=fusion)
-    data = load_features(cache, streams)
+    shortcuts = {"optimizer": optimizer, "learning_rate": learning_rate}
+    settings = (*settings, *(f"training.{name}={value}" for name, value in shortcuts.items() if value is not None))
+    plan = RunPlan(method, EpisodeShape(way, shot, query), profile, settings, **given)
+    plan.train_config()
+    data = load_for(plan.read_method().head, cache, streams)
+    split = load_split(split_name, data.class_names)
+    if project:
+        data = project_features(data, data.ids((*split.train, *split.val)), project)
     with Bar("episode") as bar:
         training = train_run(
             data,
-            load_split(split_name, data.class_names),
+            split,
             folder,
-            chosen,
-            config,
+            plan,
             resume=resume,
             progress=lambda ready, total, note: bar.update(ready, total, note=note),
         )
-    given = {"run": str(folder), "method": method, "way": way, "shot": shot, "query": query}
-    return {**given, **_outcome(training), "seconds": time.perf_counter() - started}
+    asked = {"run": str(folder), "method": method, "way": way, "shot": shot, "query": query}
+    return {**asked, **_outcome(training), "seconds": time.perf_counter() - started}
 
 
 def _outcome(training: "Training") -> dict[str, Any]:

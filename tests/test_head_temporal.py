@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from amfir.cache.errors import UserError
-from amfir.meta.heads import HeadConfig, TemporalHead, fit_head, pool
+from amfir.meta.heads import Inputs
+from amfir.meta.heads.temporal import HeadConfig, TemporalHead, pool
 
 from .planted import planted
 
@@ -17,6 +18,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def make(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def fit_head(features: Tensor, labels: Tensor, config: HeadConfig, generator: torch.Generator) -> TemporalHead:
+    head = TemporalHead(Inputs(*features.shape[1:]), config)
+    head.start(features, labels, generator)
+    return head
 
 
 def moving_clips(classes: int = 5, clips: int = 6, frames: int = 4, width: int = 3) -> tuple[Tensor, Tensor]:
@@ -72,7 +79,7 @@ def test_a_clip_and_its_reverse_embed_differently_only_with_order() -> None:
     features, labels = moving_clips()
     for order_weight, differs in ((0.5, True), (0.0, False)):
         head = fit_head(features, labels, HeadConfig(dim=6, order_weight=order_weight), make())
-        gap = (head(features) - head(features.flip(1))).norm(dim=-1)
+        gap = (head.embed(features) - head.embed(features.flip(1))).norm(dim=-1)
         assert bool((gap > 0.01).all()) if differs else bool((gap < 1e-5).all())
 
 
@@ -94,7 +101,7 @@ def test_a_wide_embedding_is_the_exact_whitening(dim: int, shrinkage: float) -> 
     white = (pooled - pooled.mean(0)) @ whitening(pooled, labels.numpy(), shrinkage)
     expected = np.zeros((len(white), dim))
     expected[:, :9] = white / np.linalg.norm(white, axis=1, keepdims=True)
-    np.testing.assert_allclose(head(features).detach().numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(head.embed(features).detach().numpy(), expected, atol=1e-5)
 
 
 def test_a_narrow_embedding_holds_the_principal_axes_and_a_sketch_of_the_rest() -> None:
@@ -103,14 +110,13 @@ def test_a_narrow_embedding_holds_the_principal_axes_and_a_sketch_of_the_rest() 
     head = fit_head(features, labels, config, make())
     pooled = pool(features.double(), config).numpy()
     white = whitening(pooled, labels.numpy(), config.shrinkage)
-    projection = head.start.double().numpy() @ np.linalg.inv(white)
+    projection = head.begin.double().numpy() @ np.linalg.inv(white)
     clips = (pooled - pooled.mean(0)) @ white
     axes = np.linalg.eigh(clips.T @ clips)[1][:, ::-1][:, :3].T
     np.testing.assert_allclose(np.abs(projection[:3] @ axes.T), np.eye(3), atol=1e-4)
     np.testing.assert_allclose(projection[3:] @ axes.T, 0, atol=1e-4)
     np.testing.assert_allclose(head.centre.numpy(), pooled.mean(0), atol=1e-6)
-    assert torch.equal(head.weight.detach(), head.start)
-    assert head.temperature == 1
+    assert torch.equal(head.weight.detach(), head.begin)
 
 
 def test_the_sketch_keeps_squared_distances_on_average() -> None:
@@ -124,7 +130,7 @@ def test_the_sketch_keeps_squared_distances_on_average() -> None:
     true = ((white[pairs[:, 0]] - white[pairs[:, 1]]) ** 2).sum(1)
     ratios = []
     for seed in range(30):
-        sketched = pooled @ fit_head(clips, labels, config, make(seed)).start.double().numpy().T
+        sketched = pooled @ fit_head(clips, labels, config, make(seed)).begin.double().numpy().T
         ratios.append(((sketched[pairs[:, 0]] - sketched[pairs[:, 1]]) ** 2).sum(1) / true)
     assert np.mean(ratios) == pytest.approx(1, abs=0.02)
     assert np.std(ratios) < 0.3
@@ -136,7 +142,7 @@ def test_whitening_removes_planted_nuisance() -> None:
     base = labels < 6
     head = fit_head(clips[base], labels[base], HeadConfig(dim=512), make())
     nearest = {}
-    for name, values in (("head", head(clips).detach()), ("mean", clips.mean(1))):
+    for name, values in (("head", head.embed(clips).detach()), ("mean", clips.mean(1))):
         support = values[48::8]  # the first clip of each novel class
         query = values[~base]
         nearest[name] = float((torch.cdist(query, support).argmin(1) + 6 == labels[~base]).double().mean())
@@ -147,8 +153,8 @@ def test_whitening_removes_planted_nuisance() -> None:
 def test_equal_inputs_give_equal_heads_and_another_sketch_differs() -> None:
     features, labels = moving_clips()
     one, same, other = (fit_head(features, labels, HeadConfig(dim=4), make(seed)) for seed in (0, 0, 1))
-    assert torch.equal(one.start, same.start)
-    assert not torch.equal(one.start, other.start)
+    assert torch.equal(one.begin, same.begin)
+    assert not torch.equal(one.begin, other.begin)
 
 
 # --- the head -------------------------------------------------------------------------------------------------------
@@ -157,11 +163,11 @@ def test_equal_inputs_give_equal_heads_and_another_sketch_differs() -> None:
 def test_embeddings_have_unit_length_and_drift_is_relative() -> None:
     features, labels = moving_clips()
     head = fit_head(features, labels, HeadConfig(dim=6), make())
-    torch.testing.assert_close(head(features).norm(dim=-1), torch.ones(len(features)))
-    assert head.drift() == 0
+    torch.testing.assert_close(head.embed(features).norm(dim=-1), torch.ones(len(features)))
+    assert head.penalty() == 0
     with torch.no_grad():
         head.weight.mul_(1.5)
-    assert head.drift().item() == pytest.approx(0.25, rel=1e-5)
+    assert head.penalty().item() == pytest.approx(0.25 * 1e4, rel=1e-5)
 
 
 @pytest.mark.parametrize("dim", [4, 32])
@@ -177,7 +183,7 @@ def test_degenerate_clips_give_finite_embeddings_and_gradients(case: str, dim: i
     }[case]
     head = fit_head(features, labels, HeadConfig(dim=dim), make())
     features = features.clone().requires_grad_()
-    embedded = head(features)
+    embedded = head.embed(features)
     (embedded @ torch.arange(dim, dtype=torch.float32)).sum().backward()
     assert embedded.isfinite().all()
     for values in (head.weight, features):
@@ -188,10 +194,12 @@ def test_degenerate_clips_give_finite_embeddings_and_gradients(case: str, dim: i
 def test_without_scatter_inside_classes_the_start_is_the_identity() -> None:
     features = torch.randn(6, 4, 5, generator=make())
     head = fit_head(features, torch.arange(6), HeadConfig(dim=15), make())
-    assert torch.equal(head.start, torch.eye(15))
+    assert torch.equal(head.begin, torch.eye(15))
 
 
-@pytest.mark.parametrize("settings", [{"dim": 1}, {"spread_weight": -1.0}, {"order_weight": -0.1}, {"shrinkage": 0.0}])
+@pytest.mark.parametrize(
+    "settings", [{"dim": 1}, {"spread_weight": -1.0}, {"order_weight": -0.1}, {"shrinkage": 0.0}, {"hold": -1.0}]
+)
 def test_settings_that_make_no_head_are_refused_in_one_line(settings: dict[str, float]) -> None:
     with pytest.raises(UserError, match=next(iter(settings))) as caught:
         HeadConfig(**settings)  # type: ignore[arg-type]
@@ -200,4 +208,4 @@ def test_settings_that_make_no_head_are_refused_in_one_line(settings: dict[str, 
 
 def test_a_head_is_as_wide_as_its_features() -> None:
     config = HeadConfig(dim=7, spread_weight=0)
-    assert TemporalHead(5, config).weight.shape == (7, 10)
+    assert TemporalHead(Inputs(3, 5), config).weight.shape == (7, 10)

@@ -1,4 +1,4 @@
-"""The projection head of a modality: frame features of a clip to one embedding.
+"""AMFIR's modality head: statistics over time and a projection that starts as a closed form.
 
 A head starts as a closed-form reading of the base clips and is meta-learned from there: five base classes are enough to
 destroy what the frozen features knew if it starts anywhere else.
@@ -10,10 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..cache.errors import UserError
-
-MAX_FIT_CLIPS = 2048
-"""Base clips that a model's start is computed from; more change little and cost a larger decomposition."""
+from ...cache.errors import UserError
+from .base import Inputs, PrototypeHead
 
 
 @dataclass(frozen=True)
@@ -28,12 +26,14 @@ class HeadConfig:
     """Weight of each feature's first cosine coefficient over time: tells a clip from its reverse."""
     shrinkage: float = 0.01
     """Variance added to every direction when the within-class scatter is whitened, as a share of the largest one."""
+    hold: float = 1e4
+    """Weight of the projection's relative squared distance from its start in training: a drift of 1 % costs 1."""
 
     def __post_init__(self) -> None:
         """Refuse values that make no head."""
         if self.dim < 2:
             raise UserError(f"dim is {self.dim}; an embedding needs at least 2 numbers; raise it")
-        if min(self.spread_weight, self.order_weight) < 0 or not self.shrinkage > 0:
+        if min(self.spread_weight, self.order_weight, self.hold) < 0 or not self.shrinkage > 0:
             raise UserError(f"{self}: weights must be 0 or more and shrinkage above 0; mend the head's settings")
 
     def pooled_dim(self, feature_dim: int) -> int:
@@ -41,8 +41,8 @@ class HeadConfig:
         return feature_dim * (1 + (self.spread_weight > 0) + (self.order_weight > 0))
 
 
-class TemporalHead(nn.Module):
-    """Statistics over time, a learnt projection, unit length: [n, T, D] -> [n, d].
+class TemporalHead(PrototypeHead):
+    """Statistics over time, a learnt projection, unit length: AMFIR's own modality head, [n, T, D] -> [n, d].
 
     The temporal encoder gives every frame the channels x_t, (x_t - mean x)^2 and sqrt(2) cos(pi (t + 1/2) / T) x_t, and
     pools their means over time, the second under a square root. The first alone is ProtoNet's mean, blind to order; the
@@ -50,35 +50,54 @@ class TemporalHead(nn.Module):
     is twice their cosine distance.
 
     Args:
-        feature_dim: Width of the cached features (D).
-        config: Shape of the head.
+        inputs: What the head is built for.
+        config: Shape and start.
     """
 
+    config_type = HeadConfig
+    learns_temperature = True
+
     centre: Tensor
-    start: Tensor
+    begin: Tensor
 
-    def __init__(self, feature_dim: int, config: HeadConfig) -> None:
-        super().__init__()
+    def __init__(self, inputs: Inputs, config: HeadConfig) -> None:
+        super().__init__(inputs)
         self.config = config
-        pooled = config.pooled_dim(feature_dim)
+        pooled = config.pooled_dim(inputs.dim)
         self.register_buffer("centre", torch.zeros(pooled))
-        self.register_buffer("start", torch.zeros(config.dim, pooled))
+        self.register_buffer("begin", torch.zeros(config.dim, pooled))
         self.weight = nn.Parameter(torch.zeros(config.dim, pooled))
-        self.log_temperature = nn.Parameter(torch.zeros(()))
 
-    @property
-    def temperature(self) -> float:
-        """Factor of this modality's distances."""
-        return math.exp(self.log_temperature.item())
-
-    def forward(self, features: Tensor) -> Tensor:
+    def embed(self, clips: Tensor) -> Tensor:
         """Embed clips: [n, T, D] float -> [n, d], rows of unit length."""
-        projected = (pool(features, self.config) - self.centre) @ self.weight.mT
+        projected = (pool(clips, self.config) - self.centre) @ self.weight.mT
         return nn.functional.normalize(projected, dim=-1)
 
-    def drift(self) -> Tensor:
-        """Squared distance of the projection from its start, relative to the start: what training is held back by."""
-        return (self.weight - self.start).square().sum() / self.start.square().sum()
+    def start(self, clips: Tensor, labels: Tensor, generator: torch.Generator) -> None:
+        """Start from a closed-form reading of the base clips: within-class whitening, principal axes, a random sketch.
+
+        Directions in which clips of ONE class differ (people, places, clothes) are nuisance and are shrunk: with S the
+        within-class covariance and s = `shrinkage` times its largest eigenvalue, the whitening is (I + S / s)^(-1/2),
+        which leaves directions that the base clips never used as they are (the identity). Half of the embedding keeps
+        the principal axes of the whitened clips; the other half is a Gaussian sketch of the rest, which keeps distances
+        on average (Johnson and Lindenstrauss), because novel classes also differ where base classes do not.
+        """
+        pooled = pool(clips.double(), self.config)
+        centre = pooled.mean(0)
+        axes, variances = _principal_axes(_within_class(pooled, labels))
+        # Nothing varies within a class where each has one clip: no axes, no largest variance.
+        floor = self.config.shrinkage * variances[:1].clamp_min(1e-12)
+        gain = (1 + variances / floor).rsqrt() - 1
+        projection = _projection(_shrink(pooled - centre, axes, gain), self.config.dim, generator)
+        with torch.no_grad():
+            self.centre.copy_(centre)
+            self.begin.copy_(_shrink(projection, axes, gain))
+            self.weight.copy_(self.begin)
+
+    def penalty(self) -> Tensor:
+        """Hold the projection to its start: its squared distance from there, relative to the start, times `hold`."""
+        drift = (self.weight - self.begin).square().sum() / self.begin.square().sum().clamp_min(1e-12)
+        return self.config.hold * drift
 
 
 def pool(features: Tensor, config: HeadConfig) -> Tensor:
@@ -95,39 +114,6 @@ def pool(features: Tensor, config: HeadConfig) -> Tensor:
         wave = math.sqrt(2) * angles.cos()
         parts.append(config.order_weight * (wave[:, None] * features).mean(-2))
     return torch.cat(parts, -1)
-
-
-def fit_head(features: Tensor, labels: Tensor, config: HeadConfig, generator: torch.Generator) -> TemporalHead:
-    """The head's start: within-class whitening of the base clips, then their principal axes and a random sketch.
-
-    Directions in which clips of ONE class differ (people, places, clothes) are nuisance and are shrunk: with S the
-    within-class covariance and s = `shrinkage` times its largest eigenvalue, the whitening is (I + S / s)^(-1/2), which
-    leaves directions that the base clips never used as they are (the identity). Half of the embedding keeps the
-    principal axes of the whitened clips; the other half is a Gaussian sketch of the rest, which keeps distances on
-    average (Johnson and Lindenstrauss), because novel classes also differ where base classes do not.
-
-    Args:
-        features: Base clips of one modality, [clips, T, D], floating point; `MAX_FIT_CLIPS` are plenty.
-        labels: Class ids [clips].
-        config: Shape of the head.
-        generator: Draws the sketch.
-
-    Returns:
-        A head in training mode with temperature 1, the same for equal inputs.
-    """
-    pooled = pool(features.double(), config)
-    centre = pooled.mean(0)
-    axes, variances = _principal_axes(_within_class(pooled, labels))
-    # Nothing varies within a class where each has one clip: no axes, no largest variance.
-    floor = config.shrinkage * variances[:1].clamp_min(1e-12)
-    gain = (1 + variances / floor).rsqrt() - 1
-    projection = _projection(_shrink(pooled - centre, axes, gain), config.dim, generator)
-    head = TemporalHead(features.shape[-1], config)
-    with torch.no_grad():
-        head.centre.copy_(centre)
-        head.start.copy_(_shrink(projection, axes, gain))
-        head.weight.copy_(head.start)
-    return head
 
 
 def _within_class(values: Tensor, labels: Tensor) -> Tensor:
