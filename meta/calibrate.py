@@ -26,14 +26,17 @@ FOLD_EPISODES = 1000
 """Episodes a fold is scored on."""
 
 
-def calibrate(model: Model, task: Task, episodes: int) -> None:
+def calibrate(model: Model, task: Task, episodes: int, rate: int = 0) -> None:
     """Set the model's temperatures and belief from held-out base classes; fewer than four classes leave it as it is.
 
     Args:
         model: Trained on all of the task's training classes.
         task: What it was trained on.
         episodes: How many episodes its weights saw: the folds' heads train as long.
+        rate: Position of the learning rate that gave them.
     """
+    config = replace(task.config, learning_rates=task.config.learning_rates[rate : rate + 1])
+    task = replace(task, config=config)
     base = [*task.train_ids, *task.val_ids]
     if len(base) < 4:
         return

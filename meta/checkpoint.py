@@ -22,6 +22,9 @@ from .train import Task, Training, start_training
 MODEL = "model"
 TRAINING = "training"
 
+NUMBERS = ("log", "rate", "episodes", "best_rate", "best_episodes", "best_accuracy", "stale")
+"""What a training knows beside tensors."""
+
 
 def save_model(folder: Path, model: Model, provenance: Mapping[str, Any]) -> None:
     """Write `model.json` and the tensors that it names; a killed run leaves the old pair or none.
@@ -68,7 +71,7 @@ def save_training(folder: Path, training: Training, provenance: Mapping[str, Any
     for position, values in training.optimizer.state_dict()["state"].items():
         kept = {name: value for name, value in values.items() if isinstance(value, Tensor)}
         tensors |= {f"optimizer.{position}.{name}": value for name, value in kept.items()}
-    numbers = {name: getattr(training, name) for name in ("log", "episodes", "best_episodes", "best_accuracy", "stale")}
+    numbers = {name: getattr(training, name) for name in NUMBERS}
     _write(folder, TRAINING, tensors, {**numbers, "provenance": dict(provenance)})
 
 
@@ -87,7 +90,9 @@ def load_training(folder: Path, task: Task, provenance: Mapping[str, Any]) -> Tr
             f"{folder} was started with {name} = {before.get(name)}, now {now.get(name)}; "
             "give the same options, or another --run"
         )
-    training = start_training(task)
+    with _damage_is_one_line(folder, TRAINING):
+        rate = int(data["rate"])
+        training = start_training(task, rate)
     with _damage_is_one_line(folder, TRAINING):
         training.model.load_state_dict(_below("model.", tensors))
         training.best = _below("best.", tensors)
@@ -98,7 +103,7 @@ def load_training(folder: Path, task: Task, provenance: Mapping[str, Any]) -> Tr
             state.setdefault(int(position), {})[key] = value
         groups = training.optimizer.state_dict()["param_groups"]
         training.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        for name in ("log", "episodes", "best_episodes", "best_accuracy", "stale"):
+        for name in NUMBERS:
             setattr(training, name, data[name])
     return training
 

@@ -144,7 +144,7 @@ class CoAttention(Fusion):
             for norm, attention, x, y in zip(self.norms, self.attention, own, own[::-1], strict=True)
         ]
         fused: Tensor = self.linear(torch.cat(heard, -1))
-        return fused.unflatten(0, (len(streams[0]), -1)).transpose(1, 2) if tokens else fused
+        return fused.view(len(streams[0]), -1, *fused.shape[1:]).transpose(1, 2) if tokens else fused
 
 
 class Guide(Fusion):

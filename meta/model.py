@@ -244,7 +244,7 @@ def _head_scorer(branch: Branch, features: Features, clips: Tensor, chunk: int =
     if branch.early is None:
         stream = features[branch.spec.name][clips, 0]
     else:
-        stream = torch.cat([branch.join(features, rows).cpu() for rows in clips.split(chunk)])
+        stream = torch.cat([branch.join(features, rows).cpu() for rows in torch.split(clips, chunk)])
     scale = branch.log_temperature.exp().item()
     return HeadScorer(branch.head, stream, scale=scale, device=branch.log_temperature.device)
 

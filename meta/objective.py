@@ -79,12 +79,12 @@ def objective(
     taught = _taught(grouped, modalities, config)
     log_p = observation.log_posteriors
     zero = log_p.new_zeros(())
-    losses = [
+    taught_by = [
         zero if m == n else distillation_loss(log_p[m], log_p[n], taught[m])
         for m in range(len(log_p))
         for n in range(len(log_p))
     ]
-    distillation = torch.stack(losses).view(len(log_p), len(log_p))
+    distillation = torch.stack(taught_by).view(len(log_p), len(log_p))
     total = cross_entropy.sum() + config.distillation_weight * distillation.sum()
     return Objective(total, cross_entropy, distillation, grouped)
 

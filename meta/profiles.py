@@ -38,10 +38,12 @@ def load_profile(head: str, name: str = "fair", settings: Sequence[str] = ()) ->
     Raises:
         UserError: If the head or profile is unknown, or a setting cannot be read.
     """
-    profiles: dict[str, Any] = {"fair": {}, "paper": {}}
-    profiles |= tomllib.loads(_file(head).read_text(encoding="utf-8"))
-    chosen = pick(profiles, name, "profile")
-    parts: dict[str, dict[str, Any]] = {part: dict(chosen.get(part, {})) for part in ("head", "training", "early")}
+    layers = [tomllib.loads(path.read_text(encoding="utf-8")) for path in (FOLDER / "common.toml", _file(head))]
+    pick({"fair": 0, "paper": 0}, name, "profile")
+    parts: dict[str, dict[str, Any]] = {"head": {}, "training": {}, "early": {}}
+    for layer in layers:
+        for part, values in layer.get(name, {}).items():
+            parts[part] |= values
     for setting in settings:
         key, equals, value = setting.partition("=")
         part, dot, field = key.strip().partition(".")

@@ -70,15 +70,16 @@ def fit_projection(features: Tensor, clips: Tensor, dim: int, max_frames: int = 
     Returns:
         The projection, the same on every call with the same input on the same machine.
     """
+    shown = features[:, 0]
     shape = (len(clips), *features.shape[2:-1])
     total, width = torch.Size(shape).numel(), features.shape[-1]
     wanted = torch.arange(min(total, max_frames)) * total // min(total, max_frames)
     mean, covariance = torch.zeros(width, dtype=torch.float64), torch.zeros(width, width, dtype=torch.float64)
     # About a first frame, or squares of large numbers would take the digits of small differences.
-    origin = features[clips[0], 0].flatten(0, -2)[0].double()
-    for part in wanted.split(max(1, CHUNK // width)):
-        clip, *place = torch.unravel_index(part, shape)
-        frames = features[clips[clip], 0, *place].double() - origin
+    origin = shown[clips[0]].flatten(0, -2)[0].double()
+    for part in torch.split(wanted, max(1, CHUNK // width)):
+        place = torch.unravel_index(part, shape)
+        frames = shown[(clips[place[0]], *place[1:])].double() - origin
         mean += frames.sum(0) / len(wanted)
         covariance += frames.mT @ frames / len(wanted)
     covariance -= torch.outer(mean, mean)
@@ -94,4 +95,5 @@ def _principal_axes(covariance: Tensor, dim: int) -> Tensor:
     """Eigenvectors of the largest eigenvalues as rows [dim, D]; the largest component of each is positive."""
     axes = torch.linalg.eigh(covariance).eigenvectors.flip(-1)[:, :dim].mT
     largest = axes.gather(-1, axes.abs().argmax(-1, keepdim=True))
-    return axes * largest.sign()
+    signed: Tensor = axes * largest.sign()
+    return signed

@@ -6,7 +6,7 @@ each clip once and scores episodes in batches. All three are cut so that memory 
 """
 
 from collections.abc import Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from ..cache.errors import UserError
 from .episodes import Episodes, EpisodeShape
 from .heads.base import Encoding, Head, PairHead, PrototypeHead
 from .prototypes import PrototypeScorer, Scores, look_up
+from .threads import map_threads
 
 MAX_KEPT = 2**30
 """Bytes of encodings; where all clips' would be more, those of some episodes are made, used and dropped."""
@@ -22,14 +23,14 @@ MAX_KEPT = 2**30
 MAX_TABLE = 2**28
 """Bytes of a clip-by-clip table: that of 8192 clips."""
 
-MAX_HELD = 2**22
-"""Numbers that scoring may hold at once (16 MiB)."""
+MAX_HELD = 2**21
+"""Numbers a thread may hold while it scores (8 MiB): more would leave the processor's cache, less is mostly overhead."""
 
 ENCODED_AT_ONCE = 2**22
 """Numbers of the features, or encodings, of the clips that are encoded together."""
 
-PAIR_COST = 2
-"""Time of a pair scored within its episode, in pairs of the table: an episode's clips are gathered, and few."""
+PAIR_COST = 1.25
+"""Time of a pair scored within its episode, in pairs of the table; 1.1 to 1.5 for the heads here."""
 
 
 class HeadScorer:
@@ -42,9 +43,7 @@ class HeadScorer:
         device: Where the head lives.
     """
 
-    def __init__(
-        self, head: Head, features: Tensor, *, scale: float = 1.0, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, head: Head, features: Tensor, *, scale: float = 1.0, device: torch.device | str = "cpu") -> None:
         assert not head.training, "a head in training mode may drop or normalise by the batch"
         self.head = head
         self.scale = scale
@@ -93,10 +92,13 @@ class HeadScorer:
             size //= 2
         table = clips[0].new_empty(self._clips.num, self._clips.num)
         parts = [slice(start, start + size) for start in range(0, len(table), size)]
-        for rows in parts:
-            for columns in parts:
-                query, support = tuple(part[None, rows] for part in clips), tuple(part[None, columns] for part in clips)
-                table[rows, columns] = head.pair(query, support)[0]
+
+        @torch.no_grad()
+        def fill(tile: tuple[slice, slice]) -> None:
+            query, support = (tuple(part[None, side] for part in clips) for side in tile)
+            table[tile] = head.pair(query, support)[0]
+
+        map_threads(fill, [(rows, columns) for rows in parts for columns in parts])
         return table
 
     def _read_table(self, episodes: Episodes) -> Tensor:
@@ -114,14 +116,16 @@ class HeadScorer:
         parts = []
         for part in _split(episodes, encoded):
             encoding, renumbered = self._clips.of(part)
-            for piece in _split(renumbered, scored):
-                parts.append(
-                    self.head.score(
-                        tuple(_take(values, piece.support) for values in encoding),
-                        tuple(_take(values, piece.query.flatten(1)) for values in encoding),
-                    )
-                )
+            parts += map_threads(partial(self._score_piece, encoding), list(_split(renumbered, scored)))
         return torch.cat(parts)
+
+    @torch.no_grad()
+    def _score_piece(self, encoding: Encoding, episodes: Episodes) -> Tensor:
+        support, query = (
+            tuple(_take(values, clips) for values in encoding)
+            for clips in (episodes.support, episodes.query.flatten(1))
+        )
+        return self.head.score(support, query)
 
 
 class ModelScorer:
@@ -161,9 +165,14 @@ class _Clips:
         self._device = device
 
     @cached_property
+    def _first(self) -> Encoding:
+        """Encoding of the first clip, to see how large they are."""
+        return self._encode(torch.arange(1))
+
+    @property
     def numbers(self) -> int:
         """How many a clip is encoded to."""
-        return sum(part.numel() for part in self._encode(torch.arange(1)))
+        return sum(part.numel() for part in self._first)
 
     @property
     def fit(self) -> bool:
@@ -187,14 +196,15 @@ class _Clips:
     def encode(self, clips: Tensor) -> Encoding:
         """Encode the clips with these indices, some at a time, without gradient."""
         step = max(1, min(512, ENCODED_AT_ONCE // max(self._features[0].numel(), self.numbers)))
-        whole: list[Tensor] = []
-        for start in range(0, len(clips), step):
-            parts = self._encode(clips[start : start + step])
-            # Not concatenated at the end: that would hold everything twice.
-            whole = whole or [part.new_empty(len(clips), *part.shape[1:]) for part in parts]
-            for values, part in zip(whole, parts, strict=True):
+        # Not concatenated at the end: that would hold everything twice.
+        whole = tuple(part.new_empty(len(clips), *part.shape[1:]) for part in self._first)
+
+        def fill(start: int) -> None:
+            for values, part in zip(whole, self._encode(clips[start : start + step]), strict=True):
                 values[start : start + step] = part
-        return tuple(whole)
+
+        map_threads(fill, range(0, len(clips), step))
+        return whole
 
     @torch.no_grad()
     def _encode(self, clips: Tensor) -> Encoding:

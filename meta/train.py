@@ -20,10 +20,10 @@ from .profiles import Profile
 
 Parameters = list[torch.nn.Parameter]
 
-OPTIMIZERS: dict[str, Callable[[Parameters, "TrainConfig"], torch.optim.Optimizer]] = {
-    "adamw": lambda p, c: torch.optim.AdamW(p, lr=c.learning_rate, weight_decay=c.weight_decay),
-    "adam": lambda p, c: torch.optim.Adam(p, lr=c.learning_rate, weight_decay=c.weight_decay),
-    "sgd": lambda p, c: torch.optim.SGD(p, lr=c.learning_rate, momentum=c.momentum, weight_decay=c.weight_decay),
+OPTIMIZERS: dict[str, Callable[[Parameters, float, "TrainConfig"], torch.optim.Optimizer]] = {
+    "adamw": lambda p, r, c: torch.optim.AdamW(p, lr=r, weight_decay=c.weight_decay),
+    "adam": lambda p, r, c: torch.optim.Adam(p, lr=r, weight_decay=c.weight_decay),
+    "sgd": lambda p, r, c: torch.optim.SGD(p, lr=r, momentum=c.momentum, weight_decay=c.weight_decay),
 }
 """`sgd` is the papers' (method section 4)."""
 
@@ -43,8 +43,8 @@ class TrainConfig:
     """Episodes of one update."""
     optimizer: str = "adamw"
     """A key of `OPTIMIZERS`."""
-    learning_rate: float = 3e-4
-    """Step size."""
+    learning_rates: tuple[float, ...] = (1e-3,)
+    """Step sizes; several are tried one after another, each for as many episodes, and validation chooses."""
     weight_decay: float = 0.0
     """Of the optimiser."""
     momentum: float = 0.0
@@ -70,8 +70,9 @@ class TrainConfig:
         for name in ("episodes", "seed", "weight_decay", "momentum"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it cannot be negative; give 0 or more")
-        if not self.learning_rate > 0:
-            raise UserError(f"learning_rate is {self.learning_rate}; it must be above 0; raise it")
+        if not self.learning_rates or not all(rate > 0 for rate in self.learning_rates):
+            shown = ", ".join(map(str, self.learning_rates)) or "none"
+            raise UserError(f"learning rate is {shown}; each must be above 0; raise it")
 
 
 Record = dict[str, float]
@@ -90,14 +91,18 @@ class Training:
     """Weights of the best validation so far, the present ones where there is none."""
     log: list[Record] = field(default_factory=list)
     """Records so far, the first one at 0 episodes."""
+    rate: int = 0
+    """Position of the present learning rate in the configuration."""
     episodes: int = 0
-    """Episodes trained."""
+    """Episodes trained at it."""
+    best_rate: int = 0
+    """Position of the rate behind `best`."""
     best_episodes: int = 0
-    """Episodes behind `best`."""
+    """Episodes behind `best`, at that rate."""
     best_accuracy: float = -1.0
     """Validation accuracy of `best` in percent."""
     stale: int = 0
-    """Validations since then."""
+    """Validations since then, or since the present rate began."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,16 +136,22 @@ class Task:
         return torch.nonzero(torch.isin(self.labels, torch.tensor(list(class_ids)))).flatten()
 
 
-def start_training(task: Task) -> Training:
-    """Build the model at its start; start and episodes have a generator each, both of the seed."""
+def start_training(task: Task, rate: int = 0) -> Training:
+    """Build the model at its start; start and episodes have a generator each, both of the seed.
+
+    Args:
+        task: What to train.
+        rate: Position of the learning rate.
+    """
     for_start, for_episodes = (_generator(task.config.seed, stream) for stream in range(2))
     model = build_model(
         task.features, task.labels, task.train_ids, task.method, task.profile, for_start, task.config.seed
     )
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # A head without parameters trains nothing, and an optimiser refuses an empty list.
-    optimizer = OPTIMIZERS[task.config.optimizer](trained or [torch.nn.Parameter(torch.zeros(()))], task.config)
-    return Training(model, optimizer, for_episodes, _weights(model))
+    parameters = trained or [torch.nn.Parameter(torch.zeros(()))]
+    optimizer = OPTIMIZERS[task.config.optimizer](parameters, task.config.learning_rates[rate], task.config)
+    return Training(model, optimizer, for_episodes, _weights(model), rate=rate)
 
 
 def train(task: Task, training: Training) -> Iterator[Record]:
@@ -156,11 +167,35 @@ def train(task: Task, training: Training) -> Iterator[Record]:
     if not training.log:
         training.log.append({"episodes": 0.0, **_validate(task, training)})
         yield training.log[-1]
-    while training.episodes < task.config.episodes and training.stale < task.config.patience:
-        record = _train_interval(task, training, sampler)
-        training.log.append({"episodes": float(training.episodes), **record, **_validate(task, training)})
-        yield training.log[-1]
+    while True:
+        while training.episodes < task.config.episodes and training.stale < task.config.patience:
+            record = _train_interval(task, training, sampler)
+            training.log.append({**_where(task, training), **record, **_validate(task, training)})
+            yield training.log[-1]
+        if not _next_rate(task, training):
+            break
     training.model.load_state_dict(training.best)
+
+
+def _where(task: Task, training: Training) -> Record:
+    episodes = {"episodes": float(training.episodes)}
+    rates = task.config.learning_rates
+    return {"learning-rate": rates[training.rate], **episodes} if len(rates) > 1 else episodes
+
+
+def _next_rate(task: Task, training: Training) -> bool:
+    """Begin anew at the next learning rate, if there is one and validation classes to choose by."""
+    if training.rate + 1 == len(task.config.learning_rates) or not validates(task) or not task.config.episodes:
+        return False
+    new = start_training(task, training.rate + 1)
+    training.model, training.optimizer, training.generator = new.model, new.optimizer, new.generator
+    training.rate, training.episodes, training.stale = new.rate, 0, 0
+    return True
+
+
+def validates(task: Task) -> bool:
+    """Whether there are validation classes enough to tell apart."""
+    return len(task.val_ids) > 1
 
 
 def _train_interval(task: Task, training: Training, sampler: EpisodeSampler) -> Record:
@@ -240,7 +275,7 @@ def _describe(seen: Observation, parts: Objective, modalities: Sequence[str], me
 def _validate(task: Task, training: Training) -> Record:
     """Accuracy on the validation classes, kept if it is the best; without them the newest weights are the best."""
     model = training.model.eval()
-    if len(task.val_ids) < 2:
+    if not validates(task):
         training.best, training.best_episodes = _weights(model), training.episodes
         return {}
     shape, clips = task.config.shape, task.clips_of(task.val_ids)
@@ -253,7 +288,7 @@ def _validate(task: Task, training: Training) -> Record:
         model.scorer(task.features, clips), task.labels[clips], task.val_ids, config, class_names=task.class_names
     )
     if result.accuracy > training.best_accuracy:
-        training.best, training.best_episodes = _weights(model), training.episodes
+        training.best, training.best_episodes, training.best_rate = _weights(model), training.episodes, training.rate
         training.best_accuracy, training.stale = result.accuracy, 0
     else:
         training.stale += 1

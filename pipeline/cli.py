@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "cache": ("cache:cache", "Look into a cache, check it, pack it."),
     "train": ("train:train", "Meta-train the heads on a cache."),
     "eval": ("eval:evaluate", "Measure few-shot accuracy on a cache."),
+    "compare": ("compare:compare", "Every method on the same features and episodes, in one table."),
     "bench": ("bench:bench", "Measure speed, as ratios within one run."),
 }
 """Module and attribute below `commands`, and the line in the list of commands, by name."""

@@ -48,9 +48,12 @@ class FeatureSet:
 
     def only(self, modalities: Sequence[str]) -> "FeatureSet":
         """The same clips, some of their modalities."""
-        parts = {part: {name: getattr(self, part)[name] for name in modalities} for part in ("features", "specs")}
-        projections = {name: value for name, value in self.projections.items() if name in modalities}
-        return replace(self, **parts, projections=projections)
+        return replace(
+            self,
+            features={name: self.features[name] for name in modalities},
+            specs={name: self.specs[name] for name in modalities},
+            projections={name: value for name, value in self.projections.items() if name in modalities},
+        )
 
 
 def load_features(cache: Path, streams: Sequence[str] = (), tokens: bool = False) -> FeatureSet:

@@ -1,5 +1,6 @@
 """Pictures: training curves, and what the demo ends with."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,13 @@ def plot_curves(log: Sequence[Mapping[str, float]], modalities: Sequence[str], p
 
 
 def _curve(axis: Any, log: Sequence[Mapping[str, float]], key: str, label: str, colour: str) -> None:
-    points = [(record["episodes"], record[key]) for record in log if key in record]
-    if points:
-        axis.plot(*zip(*points, strict=True), label=label, color=colour, marker=".")
+    """A line for each learning rate that was tried, solid for the first."""
+    rates: list[float | None] = list(dict.fromkeys(r["learning-rate"] for r in log if "learning-rate" in r)) or [None]
+    for rate, style in zip(rates, itertools.cycle(("-", "--", ":", "-."))):
+        points = [(r["episodes"], r[key]) for r in log if key in r and r.get("learning-rate", rate) == rate]
+        if points:
+            shown = label if rate is None else f"{label}, rate {rate:g}"
+            axis.plot(*zip(*points, strict=True), label=shown, color=colour, marker=".", linestyle=style)
 
 
 def plot_demo(

@@ -22,7 +22,7 @@ from ..meta.model import Model, branch_specs
 from ..meta.objective import objective
 from ..meta.profiles import Profile, load_profile
 from ..meta.threads import one_thread
-from ..meta.train import Record, Task, TrainConfig, Training, start_training, train
+from ..meta.train import Record, Task, TrainConfig, Training, start_training, train, validates
 from .features import FeatureSet, apply_projections, require_disjoint, require_specs
 from .plots import plot_curves
 from .splits import ClassSplit
@@ -123,14 +123,15 @@ def train_run(
     task, names = _task(data, split, plan)
     provenance = _provenance(data, split, names, plan, task)
     training = _begin(folder, task, provenance, resume)
+    total = task.config.episodes * (len(task.config.learning_rates) if validates(task) else 1)
     for record in train(task, training):
         save_training(folder, training, provenance)
         if progress:
-            progress(training.episodes, task.config.episodes, _note(record))
+            progress(training.rate * task.config.episodes + training.episodes, total, _note(record))
     if task.method.calibrated:
         if progress:
-            progress(training.episodes, task.config.episodes, "calibrating")
-        calibrate(training.model, task, training.best_episodes)
+            progress(total, total, "calibrating")
+        calibrate(training.model, task, training.best_episodes, training.best_rate)
     training.model.projections = dict(data.projections)
     write_log(folder / "log.csv", training.log)
     plot_curves(training.log, training.model.modalities, folder / "curves.png")

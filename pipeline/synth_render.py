@@ -1,12 +1,13 @@
 """Pixels of a synthetic clip: textured sprites warped over a textured background, then what the clip suffers."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from .synth_scenes import Array, Corruption, SynthClass, Thing, Variation, poses
+from .synth_scenes import BACKWARD, Array, Corruption, SynthClass, Thing, Variation, poses
 
 Image = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -41,8 +42,12 @@ def render(
         num_frames: Number of frames.
 
     Returns:
-        [num_frames, size, size, 3], RGB.
+        [num_frames, size, size, 3], RGB. A class whose motion is backward shows the forward one's clip from its end,
+        background and harms too, so that only the order of the frames differs.
     """
+    if kind.motion in BACKWARD:
+        forward = replace(kind, motion=BACKWARD[kind.motion])
+        return render(forward, variation, corruption, rng, size=size, num_frames=num_frames)[::-1].copy()
     camera = rng.normal(size=(num_frames, 3)) * corruption.shake * (_CAMERA_SHIFT, _CAMERA_SHIFT, 1)
     backdrop = _backdrop(rng, variation, corruption, camera, size)
     path = poses(kind.motion, variation, num_frames)

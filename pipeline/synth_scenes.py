@@ -6,6 +6,7 @@ fractions of the clip, angles radians, so a scene does not depend on the size or
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from math import lcm
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +32,7 @@ class SynthClass:
 
     thing: Thing
     motion: str
-    """A key of `MOTIONS`."""
+    """A key of `MOTIONS`, `ORDERED` or `BACKWARD`."""
 
     @property
     def name(self) -> str:
@@ -130,7 +131,7 @@ def poses(motion: str, variation: Variation, num_frames: int) -> Array:
     """Where the objects of a clip are in each frame.
 
     Args:
-        motion: A key of `MOTIONS`.
+        motion: A key of `MOTIONS` or `ORDERED`.
         variation: How the clip varies.
         num_frames: Length of the clip.
 
@@ -138,7 +139,7 @@ def poses(motion: str, variation: Variation, num_frames: int) -> Array:
         [objects, num_frames, 4]: x and y from the centre of the frame, scale, angle.
     """
     time = np.linspace(0, 1, num_frames)
-    path = MOTIONS[motion](variation.start + variation.speed * time)
+    path = (MOTIONS | ORDERED)[motion](variation.start + variation.speed * time)
     path[..., :2] += variation.offset
     return path
 
@@ -169,8 +170,23 @@ def _sinking(t: Array) -> Array:
 
 
 def _meeting(t: Array) -> Array:
-    gap = 0.5 - 0.35 * t
+    return _mirrored(0.5 - 0.35 * t)
+
+
+def _joining(t: Array) -> Array:
+    return _mirrored(0.75 - 0.6 * t)
+
+
+def _mirrored(gap: Array) -> Array:
     return np.concatenate([_path(-gap, 0.0, 0.75), _path(gap, 0.0, 0.75)])
+
+
+def _entering(t: Array) -> Array:
+    return _path(0.85 * (t - 1))
+
+
+def _falling(t: Array) -> Array:
+    return _path(0.0, 0.85 * (t - 1))
 
 
 # From a time of about 0 at the start of a clip to about 1 at its end, to poses [objects, frames, 4].
@@ -182,6 +198,17 @@ MOTIONS: dict[str, Callable[[Array], Array]] = {
     "sinking": _sinking,
     "meeting": _meeting,
 }
+
+# Motions whose start and end look different to a network for images, wherever in the frame they are: a clip and its
+# reverse then show it the same frames in orders that it can tell. Not so crossing, circling and bouncing.
+ORDERED: dict[str, Callable[[Array], Array]] = {
+    "growing": _growing,
+    "joining": _joining,
+    "entering": _entering,
+    "falling": _falling,
+}
+BACKWARD: dict[str, str] = {"shrinking": "growing", "parting": "joining", "leaving": "entering", "rising": "falling"}
+"""Motion -> the one of `ORDERED` that it is from its end."""
 
 THINGS: list[Thing] = [
     Thing("checkered", "disc", 0 / 12),
@@ -208,4 +235,21 @@ def _classes() -> list[SynthClass]:
     return found
 
 
+def _order_classes() -> list[SynthClass]:
+    """List all pairs of an object and an ordered motion, each forward, then backward.
+
+    The first six pairs show every object and every motion; the last four of twelve differ in both.
+    """
+    forward, backward = list(ORDERED), {ahead: back for back, ahead in BACKWARD.items()}
+    lap = lcm(len(THINGS), len(ORDERED))  # both indices would repeat after it
+    found = []
+    for pair in range(len(THINGS) * len(ORDERED)):
+        thing, motion = THINGS[pair % len(THINGS)], forward[(pair + pair // lap) % len(ORDERED)]
+        found += [SynthClass(thing, motion), SynthClass(thing, backward[motion])]
+    return found
+
+
 CLASSES: list[SynthClass] = _classes()
+
+ORDER_CLASSES: list[SynthClass] = _order_classes()
+"""Twos that differ only in temporal order."""

@@ -55,7 +55,7 @@ def make_task(
         "shape": EpisodeShape(3, 1, 3),
         "episodes": 48,
         "batch_episodes": 4,
-        "learning_rate": 0.01,
+        "learning_rates": (0.01,),
         "interval": 16,
         "validation_episodes": 60,
     }

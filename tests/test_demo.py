@@ -12,16 +12,16 @@ from click.testing import CliRunner
 
 from amfir.cache.errors import MachineError, UserError
 from amfir.meta.episodes import EpisodeShape
-from amfir.meta.train import TrainConfig
 from amfir.pipeline import demo
 from amfir.pipeline.cli import cli
 from amfir.pipeline.demo import Demo, DemoConfig, run_demo
+from amfir.pipeline.runs import RunPlan
 
 SMALL = DemoConfig(
     classes=8,
     clips_per_class=3,
     image_size=64,
-    training=TrainConfig(EpisodeShape(way=2, shot=1, query=2), episodes=32, batch_episodes=16, interval=16),
+    training=RunPlan(shape=EpisodeShape(way=2, shot=1, query=2), episodes=32, settings=("training.interval=16",)),
     episodes=300,
 )
 METHODS = ["untrained", "temporal-lf", "amfar", "amfir"]
@@ -164,5 +164,5 @@ def test_the_help_says_what_it_is_and_the_defaults_are_the_demos() -> None:
     assert "no figure on them is a benchmark result" in " ".join(result.stdout.split())
     config = DemoConfig()
     assert (config.classes, config.clips_per_class, config.image_size, config.episodes) == (24, 10, 160, 10_000)
-    assert config.training == TrainConfig()
+    assert config.training == RunPlan()
     assert config.training.shape == EpisodeShape(5, 1, 5)

@@ -184,7 +184,7 @@ def test_degenerate_clips_give_finite_embeddings_and_gradients(case: str, dim: i
     head = fit_head(features, labels, HeadConfig(dim=dim), make())
     features = features.clone().requires_grad_()
     embedded = head.embed(features)
-    (embedded @ torch.arange(dim, dtype=torch.float32)).sum().backward()
+    (embedded @ torch.arange(dim, dtype=torch.float32)).sum().backward()  # type: ignore[no-untyped-call]
     assert embedded.isfinite().all()
     for values in (head.weight, features):
         assert values.grad is not None

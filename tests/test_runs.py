@@ -32,7 +32,7 @@ from .plantedcache import plant
 
 SHAPE = EpisodeShape(way=3, shot=1, query=2)
 FAST = ("training.batch_episodes=8", "training.interval=16", "training.validation_episodes=40")
-PLAN = RunPlan(shape=SHAPE, episodes=64, settings=(*FAST, "training.learning_rate=1e-3"))
+PLAN = RunPlan(shape=SHAPE, episodes=64, settings=(*FAST, "training.learning_rates=1e-3"))
 PROGRAM = [sys.executable, "-c", "from amfir.pipeline.cli import main; main()"]
 
 
@@ -73,7 +73,7 @@ def learn(
     """Train AMFIR, and press Ctrl-C when so many episodes are saved."""
 
     def watch(ready: int, total: int, note: str) -> None:
-        assert total == plan.episodes
+        assert ready <= total in (plan.episodes, 2 * plan.episodes)
         if ready == stop_at:
             raise KeyboardInterrupt
 
@@ -116,7 +116,7 @@ def test_resuming_with_other_settings_is_refused(
     folder, _ = undisturbed
     before = whole(folder)
     with pytest.raises(UserError, match=r"was started with .*training.*0\.002"):
-        learn(data, split, folder, replace(PLAN, settings=(*FAST, "training.learning_rate=2e-3")), resume=True)
+        learn(data, split, folder, replace(PLAN, settings=(*FAST, "training.learning_rates=2e-3")), resume=True)
     with pytest.raises(UserError, match=r"was started with .*split"):
         learn(data, load_split("random:1", data.class_names), folder, resume=True)
     with pytest.raises(UserError, match="already holds a run; add --resume to go on with it, or choose another --run"):
@@ -236,7 +236,7 @@ def test_what_a_method_lacks_is_refused_before_anything_is_written(
         "unknown setting of head 'otam' 'smoothness'; did you mean 'smoothing'": replace(
             PLAN, method="otam-lf", settings=("head.smoothness=1",)
         ),
-        "unknown setting of training 'learningrate'; did you mean 'learning_rate'": replace(
+        "unknown setting of training 'learningrate'; did you mean 'learning_rates'": replace(
             PLAN, settings=("training.learningrate=1",)
         ),
         "training.momentum is 'high'": replace(PLAN, settings=("training.momentum=high",)),

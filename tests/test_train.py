@@ -61,7 +61,7 @@ def test_it_learns_what_planted_classes_share(method: str) -> None:
 
 @pytest.mark.parametrize(("optimizer", "rate"), [("adamw", 0.01), ("sgd", 0.1)])
 def test_both_optimisers_lower_the_cross_entropy_of_each_head(optimizer: str, rate: float) -> None:
-    training = run(make_task(optimizer=optimizer, learning_rate=rate, episodes=160, interval=32, num_val=0))
+    training = run(make_task(optimizer=optimizer, learning_rates=(rate,), episodes=160, interval=32, num_val=0))
     assert type(training.optimizer).__name__.lower() == optimizer
     for name in ("rgb", "flow"):
         assert training.log[-1][f"cross-entropy/{name}"] < 0.9 * training.log[1][f"cross-entropy/{name}"]
@@ -69,7 +69,7 @@ def test_both_optimisers_lower_the_cross_entropy_of_each_head(optimizer: str, ra
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_the_first_step_is_that_of_the_optimiser_without_decay(optimizer: str) -> None:
-    task = make_task(optimizer=optimizer, learning_rate=0.1, hold=0.0, episodes=4, method="temporal-lf", num_val=0)
+    task = make_task(optimizer=optimizer, learning_rates=(0.1,), hold=0.0, episodes=4, method="temporal-lf", num_val=0)
     training, reference = start_training(task), start_training(task)
     sampler = EpisodeSampler(task.labels, task.train_ids, task.config.shape)
     psi = distances(task, reference, sampler)
@@ -145,7 +145,7 @@ def test_the_log_has_a_record_an_interval_with_the_promised_figures() -> None:
 
 
 def test_a_record_is_the_mean_over_its_updates() -> None:
-    task = make_task(method="temporal-lf", episodes=8, interval=8, num_val=0, hold=0.0, learning_rate=1e-12)
+    task = make_task(method="temporal-lf", episodes=8, interval=8, num_val=0, hold=0.0, learning_rates=(1e-12,))
     training, reference = start_training(task), start_training(task)
     sampler = EpisodeSampler(task.labels, task.train_ids, task.config.shape)
     labels = task.config.shape.query_labels()
@@ -238,6 +238,25 @@ def test_no_episodes_keep_the_start() -> None:
     assert equal(weights(run(task)), weights(start_training(task)))
 
 
+def test_validation_chooses_the_learning_rate() -> None:
+    """Each rate trains from the same start, as if it were alone; the best validation of all is kept."""
+    rates = (1e-6, 0.01, 3.0)
+    alone = [run(make_task(learning_rates=(rate,), episodes=64)) for rate in rates]
+    tried = run(make_task(learning_rates=rates, episodes=64))
+    best = max(range(3), key=lambda i: alone[i].best_accuracy)
+    assert alone[best].best_accuracy > alone[0].best_accuracy
+    assert (tried.best_rate, tried.best_episodes) == (best, alone[best].best_episodes)
+    assert equal(weights(tried), weights(alone[best]))
+    for rate, training in zip(rates, alone, strict=True):
+        records = [{**record, "learning-rate": rate} for record in training.log[1:]]
+        assert [record for record in tried.log if record.get("learning-rate") == rate] == records
+
+
+def test_without_validation_the_first_rate_is_taken() -> None:
+    tried = run(make_task(learning_rates=(0.02, 0.5), num_val=0))
+    assert equal(weights(tried), weights(run(make_task(learning_rates=(0.02,), num_val=0))))
+
+
 # --- seeds and errors -----------------------------------------------------------------------------------------------
 
 
@@ -271,7 +290,8 @@ def test_the_global_generator_is_neither_read_nor_moved() -> None:
         ({"episodes": -1}, "episodes is -1"),
         ({"seed": -1}, "seed is -1"),
         ({"weight_decay": float("nan")}, "weight_decay is nan"),
-        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
+        ({"learning_rates": (0.1, 0.0)}, "learning rate is 0.1, 0.0"),
+        ({"learning_rates": ()}, "learning rate is none"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused_in_one_line(settings: dict[str, Any], message: str) -> None:

@@ -139,10 +139,11 @@ def fit_value(name: str, value: Any, default: Any) -> Any:
     Raises:
         UserError: If it is of another type.
     """
-    if isinstance(default, tuple) and isinstance(value, (list, tuple)):
-        return tuple(value)
+    if isinstance(default, tuple):
+        given = value if isinstance(value, (list, tuple)) else [value]
+        return tuple(fit_value(name, part, default[0]) for part in given)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not type(default):
-        raise UserError(f"{name} is {value!r}; --set; give a {type(default).__name__} such as {default!r}")
+        raise UserError(f"{name} is {value!r}; --set; give {type(default).__name__} such as {default!r}")
     return value

@@ -1,4 +1,4 @@
-"""The two modules with which TA2N (Li et al., AAAI 2022) moves clips: in time, clip by clip, and in space, pair by pair."""
+"""How TA2N (Li et al., AAAI 2022) moves clips: in time clip by clip, in space pair by pair."""
 
 import torch
 from torch import Tensor, nn
@@ -98,7 +98,7 @@ class SpatialOffset(nn.Module):
         weight = self.first.weight[:, values.shape[-1] :]
         inside = weight.new_tensor([[0, 1, 1], [1, 1, 1], [1, 1, 0]])
         kernel = torch.einsum("wdtyx,iy,jx->dtijw", weight, inside, inside)
-        return (values @ kernel.flatten(1)).unflatten(-1, (3, -1))
+        return torch.unflatten(values @ kernel.flatten(1), -1, (3, -1))
 
     def forward(self, support: Tensor, query: Tensor, spread: Tensor, attention: Tensor) -> Tensor:
         """Offsets of all pairs.
@@ -116,8 +116,8 @@ class SpatialOffset(nn.Module):
         lead = maps.shape[:3]
         maps = halve(self.first_norm(maps.flatten(0, 2)), time=False).relu()
         maps = halve(self.second_norm(self.second(maps)), time=False).relu()
-        offset = self.offset(self.hidden(maps.amax((3, 4))).relu()).tanh() * MAX_OFFSET
-        return offset.mT.unflatten(0, lead)
+        offset: Tensor = self.offset(self.hidden(maps.amax((3, 4))).relu()).tanh() * MAX_OFFSET
+        return torch.unflatten(offset.mT, 0, lead)
 
     def _context(self, spread: Tensor, attention: Tensor) -> Tensor:
         """What the attended vectors add: [B, N, Q, w, T, side, side]."""
@@ -125,7 +125,7 @@ class SpatialOffset(nn.Module):
         padded = functional.pad(attention, (0, 0, 1, 1))
         shifted = torch.cat([padded[..., step : step + frames, :] for step in range(3)], -1)
         places = shifted @ spread.transpose(2, 3).flatten(2, 3)[:, None]
-        places = places.unflatten(-1, (3, 3, -1)).movedim(-1, 3)
+        places = torch.unflatten(places, -1, (3, 3, -1)).movedim(-1, 3)
         kinds = torch.ones(self.side, dtype=torch.int64, device=places.device)
         kinds[0], kinds[-1] = 0, 2
         return places.index_select(-2, kinds).index_select(-1, kinds)

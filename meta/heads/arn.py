@@ -29,7 +29,7 @@ class ArnConfig:
     """Whether frames are grids of tokens, which attention weighs one by one; False: whole frames."""
     width: int = 32
     """Channels of the features whose correlations are taken (C)."""
-    comparator: int = 16
+    comparator: int = 4
     """Channels of the comparator's convolutions."""
     loss: str = "ce"
     """A key of `LOSSES`: cross-entropy, or the paper's squared error of the relation scores."""
@@ -48,9 +48,9 @@ class ArnConfig:
 
 
 class Arn(Head):
-    """Action relation network (Zhang et al., "Few-shot action recognition with permutation-invariant attention", ECCV 2020).
+    """Action relation network (Zhang et al., ECCV 2020: permutation-invariant attention).
 
-    A RECONSTRUCTION from the paper's description, no code is public: its C3D blocks are cached frames (tokens) here, a
+    A RECONSTRUCTION from the paper's description; no code is public. Its C3D blocks are cached frames (tokens) here, a
     linear map with BatchNorm and ReLU in place of its encoder. Attention weighs frames, or frames and tokens alike; the
     clip is M = tanh(eta / 2 * sum_i x_i x_i^T / trace), and the comparator sees M of the query and the mean M of the
     class as two channels. Left out: the auxiliary losses (attention on permuted, jigsaw and rotated clips), which need
@@ -84,9 +84,7 @@ class Arn(Head):
     def start(self, clips: Tensor, labels: Tensor, generator: torch.Generator) -> None:
         """Set the running statistics of the normalisation to those of the base clips, [n, T, D] or [n, T, P, D]."""
         rows = self.map(to_tokens(clips.to(self.map.weight), self.inputs.tokens, self.side)).detach().flatten(0, 2)
-        assert self.norm.running_mean is not None and self.norm.running_var is not None
-        self.norm.running_mean.copy_(rows.mean(0))
-        self.norm.running_var.copy_(rows.var(0))
+        self.norm.load_state_dict({"running_mean": rows.mean(0), "running_var": rows.var(0)}, strict=False)
 
     def encode(self, clips: Tensor) -> Encoding:
         """Normalised correlations of the channels, [n, C, C]."""
@@ -95,18 +93,19 @@ class Arn(Head):
         weights = self.attention(to_grid(tokens, self.side)).sigmoid()
         rows = (tokens * weights.view(*tokens.shape[:3], 1)).flatten(1, 2)
         correlations = rows.mT @ rows
-        # Most of a zero clip's gradient is lost in the floor; nothing of it is infinite.
+        # The floor keeps zero clips finite.
         trace = correlations.diagonal(dim1=1, dim2=2).sum(-1).clamp_min(1e-12)
         return ((self.log_power.exp() / 2 * correlations / trace[:, None, None]).tanh(),)
 
     def score(self, support: Encoding, query: Encoding, mask: Tensor | None = None) -> Tensor:
         """Logits [B, Q, N]."""
         classes = class_prototypes(support[0].flatten(-2), mask).view(*support[0].shape[:2], *support[0].shape[3:])
-        relation = self.comparator(query[0], classes)
+        relation: Tensor = self.comparator(query[0], classes)
         if self.gain is None:
             return relation
         flat = [functional.normalize(part.flatten(2), dim=-1, eps=1e-6) for part in (query[0], classes)]
-        return relation + self.gain * flat[0] @ flat[1].mT
+        cosines = flat[0] @ flat[1].mT
+        return relation + self.gain * cosines
 
     def learn(
         self, support: Encoding, query: Encoding, labels: Tensor, classes: Tensor | None = None
@@ -142,7 +141,8 @@ class Comparator(nn.Module):
         weight, bias = self.first.weight, self.first.bias
         left = functional.conv2d(query.flatten(0, 1)[:, None], weight[:, :1], bias, padding=1)
         right = functional.conv2d(classes.flatten(0, 1)[:, None], weight[:, 1:], padding=1)
-        pairs = left.unflatten(0, query.shape[:2])[:, :, None] + right.unflatten(0, classes.shape[:2])[:, None]
+        left, right = torch.unflatten(left, 0, query.shape[:2]), torch.unflatten(right, 0, classes.shape[:2])
+        pairs = left[:, :, None] + right[:, None]
         lead = pairs.shape[:3]
         maps = functional.max_pool2d(self.first_norm(pairs.flatten(0, 2)).relu(), 2)
         maps = functional.max_pool2d(self.second_norm(self.second(maps)).relu(), 2)

@@ -151,8 +151,8 @@ class Head(nn.Module, ABC):
         in_support = lead.numel()
         encoding = self.encode(clips)
         return self.score(
-            tuple(part[:in_support].unflatten(0, lead) for part in encoding),
-            tuple(part[in_support:].unflatten(0, query.shape[:2]) for part in encoding),
+            tuple(part[:in_support].view(*lead, *part.shape[1:]) for part in encoding),
+            tuple(part[in_support:].view(*query.shape[:2], *part.shape[1:]) for part in encoding),
             mask,
         )
 
@@ -200,7 +200,7 @@ class PairHead(Head):
         """Logits [B, Q, N]."""
         way, shot = support[0].shape[1:3]
         pairs = self.pair(query, tuple(part.flatten(1, 2) for part in support))
-        return self.reduce(pairs.unflatten(-1, (way, shot)), mask)
+        return self.reduce(pairs.view(*pairs.shape[:-1], way, shot), mask)
 
 
 def shot_mean(values: Tensor, mask: Tensor | None = None) -> Tensor:

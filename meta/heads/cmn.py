@@ -44,8 +44,8 @@ class CmnConfig:
     """Standard deviation of the points' random start."""
     margin: float = 0.5
     """By how much the best clip of the query's class should be more similar than the best of the others."""
-    scale: float = 10.0
-    """Factor of the logits; the loss is of the similarities as they are."""
+    scale: float = 2.0
+    """Factor of the logits, sums of m cosines; the loss is of the sums as they are."""
 
     def __post_init__(self) -> None:
         """Refuse values that make no head."""

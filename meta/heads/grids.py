@@ -1,7 +1,8 @@
-"""Clips whose frames are square grids of tokens, as 3-D convolutions take them; without tokens a frame is a 1 x 1 grid."""
+"""Clips whose frames are square grids of tokens, for 3-D convolutions; a frame without tokens is a 1 x 1 grid."""
 
 import math
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -41,7 +42,7 @@ def to_tokens(clips: Tensor, tokens: int, side: int) -> Tensor:
 
 def to_grid(clips: Tensor, side: int) -> Tensor:
     """[n, T, side * side, D] -> [n, D, T, side, side]."""
-    return clips.movedim(-1, 1).unflatten(-1, (side, side))
+    return torch.unflatten(clips.movedim(-1, 1), -1, (side, side))
 
 
 def grid_convolution(inputs: int, outputs: int, side: int) -> nn.Conv3d:

@@ -1,10 +1,10 @@
 """HyRSM: clips related within themselves and to their episode, then compared as sets of frames.
 
 Wang et al., "Hybrid Relation Guided Set Matching for Few-shot Action Recognition" (CVPR 2022); original:
-alibaba-mmai-research/HyRSM, `CNN_HyRSM_1shot` and `CNN_HyRSM_5shot` in models/base/few_shot.py. Three linear maps are moved
-to where they are cheap, which changes nothing but rounding: all that is linear in a clip's related frames is done once
-per clip, prototypes are means of that, and products of a support's fused frames are taken part by part, so that
-they never exist for each query.
+alibaba-mmai-research/HyRSM (3d88d37), `CNN_HyRSM_1shot` and `CNN_HyRSM_5shot` in models/base/few_shot.py. Linear maps
+are moved to where they are cheap, which changes nothing but rounding: all that is linear in a clip's related frames is
+done once per clip, prototypes are means of that, and products with a support's fused frames are taken part by part, so
+that these never exist for each query.
 """
 
 import math
@@ -19,9 +19,10 @@ from ...cache.errors import UserError, pick
 from ..prototypes import class_prototypes
 from .base import Encoding, Head, Inputs, cross_entropy, shot_mean
 from .parts import FrameEmbedding, sinusoids
+from .relations import InterRelation, IntraRelation
 
-POSITION_DROPOUT, INTRA_DROPOUT, ATTENTION_DROPOUT, INTER_DROPOUT = 0.1, 0.2, 0.1, 0.05
-"""Of positioned frames, of the relation within clips, of attention between clips, and of what it gives: the original's."""
+POSITION_DROPOUT = 0.1
+"""Of positioned frames, as in the original."""
 
 SHOTS = {"prototype": True, "each": False}
 """Whether a class is one clip, the mean of its support clips."""
@@ -42,7 +43,7 @@ class HyrsmConfig:
     """Width of a head; 0: the width of the frames / `heads`."""
     position_a: float = 256.0
     """A: frames are multiplied by sqrt(width / A) before positions are added; the width itself leaves them alone."""
-    position_b: float = 0.1
+    position_b: float = 1.0
     """B: factor of the positions."""
     doubled_positions: bool = False
     """Whether the wave lengths of the positions fall twice as fast as they should, as they do in the original."""
@@ -70,8 +71,8 @@ class HyrsmConfig:
 class Hyrsm(Head):
     """Frames related within a clip, clips related within an episode, sets of frames compared.
 
-    `encode` gives, of the related frames h [n, T, D] and their mean z: the frame half of the fusion W_1 h + b [n, T, D],
-    z itself [n, D], its queries, keys [n, H, d] and values after the output map [n, H, D]; and where there are base
+    `encode` gives, of the related frames h [n, T, D] and their mean z: the frame half of the fusion W_1 h + b [n, T,
+    D], z itself [n, D], its queries, keys [n, H, d] and values after the output map [n, H, D]; and where there are base
     classes, the mean over frames of their log-probabilities [n, C]. All but the last are affine in h, so that the mean
     of a class's encodings is the encoding of its mean frames, which is what the original's 5-shot module takes.
 
@@ -115,20 +116,21 @@ class Hyrsm(Head):
     def _relate(self, frames: Tensor) -> Tensor:
         scaled = frames * math.sqrt(self.embed.dim / self.config.position_a)
         placed = scaled + self.config.position_b * self.positions
-        return self.intra(functional.dropout(placed, POSITION_DROPOUT, self.training)).relu()
+        related: Tensor = self.intra(functional.dropout(placed, POSITION_DROPOUT, self.training))
+        return related.relu()
 
     def score(self, support: Encoding, query: Encoding, mask: Tensor | None = None) -> Tensor:
         """Logits [B, Q, N]."""
         support, query = support[:5], query[:5]
         way, shot = support[0].shape[1:3]
         if shot > 1 and SHOTS[self.config.shots]:
-            clips = tuple(class_prototypes(part.flatten(3), mask).unflatten(-1, part.shape[3:]) for part in support)
+            clips = tuple(torch.unflatten(class_prototypes(p.flatten(3), mask), -1, p.shape[3:]) for p in support)
             return -self.config.scale * self._distances(clips, query)
         if mask is not None:
             support = tuple(part.where(mask.view(*mask.shape, *[1] * (part.dim() - 3)), 0) for part in support)
         clips = tuple(part.flatten(1, 2) for part in support)
         distances = self._distances(clips, query, None if mask is None else mask.flatten(1))
-        return -self.config.scale * shot_mean(distances.unflatten(-1, (way, shot)), mask)
+        return -self.config.scale * shot_mean(torch.unflatten(distances, -1, (way, shot)), mask)
 
     def _distances(self, support: Encoding, query: Encoding, mask: Tensor | None = None) -> Tensor:
         """Distances of queries to clips (support clips or prototypes) [B, M, ...]; mask [B, M] -> [B, Q, M]."""
@@ -148,7 +150,7 @@ class Hyrsm(Head):
             [B, Q, M].
         """
         products = query.flatten(1, 2) @ frames.flatten(1, 2).mT
-        products = products.unflatten(-1, frames.shape[1:3]).unflatten(1, query.shape[1:3])
+        products = torch.unflatten(torch.unflatten(products, -1, frames.shape[1:3]), 1, query.shape[1:3])
         products = products + (query @ tokens.mT)[..., None]
         lengths = torch.linalg.vector_norm(query, dim=-1).clamp_min(1e-12)
         similarity = products * _inverse_lengths(frames, tokens)[:, :, None] / lengths[..., None, None]
@@ -160,13 +162,13 @@ class Hyrsm(Head):
     ) -> tuple[Tensor, Tensor]:
         """Logits [B, Q, N] and losses [B, Q], to each of which an episode's classification of base classes is added.
 
-        That is the mean over all frames of its clips, support and query, so that the mean of the losses is the original's.
+        That is the mean over all frames of its clips, support and query, so that the losses' mean is the original's.
         """
         logits = self.score(support, query)
         losses = cross_entropy(logits, labels)
         if self.classify is None or classes is None:
             return logits, losses
-        way, shot = support[0].shape[1:3]
+        shot = support[0].shape[2]
         wanted = torch.cat([classes.repeat_interleave(shot, 1), classes.gather(1, labels)], 1)
         guesses = torch.cat([support[-1].flatten(1, 2), query[-1]], 1)
         aside = -guesses.gather(-1, wanted[..., None])[..., 0].mean(1)
@@ -194,7 +196,9 @@ class Hyrsm(Head):
         }
         if self.classify is not None:
             modules["classify"] = "classification_layer"
-        names = {f"{ours}.{leaf}": f"{theirs}.{leaf}" for ours, theirs in modules.items() for leaf in ("weight", "bias")}
+        names = {
+            f"{ours}.{leaf}": f"{theirs}.{leaf}" for ours, theirs in modules.items() for leaf in ("weight", "bias")
+        }
         return names | {
             "intra.qkv.weight": "temporal_atte_before.fn.to_qkv.weight",
             "inter.query.weight": "temporal_atte.w_qs.weight",
@@ -209,86 +213,6 @@ class Hyrsm(Head):
             UserError: As `Head.load_original`.
         """
         super().load_original({name.removeprefix("module.").removeprefix("head."): v for name, v in state.items()})
-
-
-class IntraRelation(nn.Module):
-    """x + attention(LayerNorm(x)) of the frames of a clip, [n, T, D] -> [n, T, D]."""
-
-    def __init__(self, dim: int, heads: int, head_dim: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm = nn.LayerNorm(dim)
-        self.qkv = nn.Linear(dim, 3 * heads * head_dim, bias=False)
-        self.out = nn.Linear(heads * head_dim, dim)
-
-    def forward(self, frames: Tensor) -> Tensor:
-        """Relate the frames of each clip."""
-        parts = self.qkv(self.norm(frames)).unflatten(-1, (3, self.heads, -1))
-        query, key, value = parts.permute(2, 0, 3, 1, 4)
-        weights = (query @ key.mT / math.sqrt(query.shape[-1])).softmax(-1)
-        found = self.out((weights @ value).transpose(1, 2).flatten(2))
-        return frames + functional.dropout(found, INTRA_DROPOUT, self.training)
-
-
-class InterRelation(nn.Module):
-    """ReLU(LayerNorm(z + attention(z))) among the clips of a class each and one query, for every query.
-
-    The output map is linear, so it is applied to the values of each clip, head by head, instead of to each attended token.
-    """
-
-    def __init__(self, dim: int, heads: int, head_dim: int) -> None:
-        super().__init__()
-        self.heads, self.head_dim = heads, head_dim
-        width = heads * head_dim
-        self.query = nn.Linear(dim, width, bias=False)
-        self.key = nn.Linear(dim, width, bias=False)
-        self.value = nn.Linear(dim, width, bias=False)
-        self.out = nn.Linear(width, dim)
-        self.norm = nn.LayerNorm(dim)
-        for linear in (self.query, self.key, self.value):
-            nn.init.normal_(linear.weight, std=math.sqrt(2 / (dim + head_dim)))
-        nn.init.xavier_normal_(self.out.weight)
-
-    def encode(self, means: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys [n, H, d] and values after the output map [n, H, D] of clips' mean frames [n, D]."""
-        heads = (self.heads, self.head_dim)
-        query, key, value = (m(means).unflatten(-1, heads) for m in (self.query, self.key, self.value))
-        # [H, n, d] @ [H, d, D]
-        mapped = value.transpose(0, 1) @ self.out.weight.unflatten(1, heads).permute(1, 2, 0)
-        return query / math.sqrt(self.head_dim), key, mapped.transpose(0, 1)
-
-    def forward(self, support: Encoding, query: Encoding, mask: Tensor | None = None) -> Tensor:
-        """Relate clips: (z, queries, keys, values) of [B, M] and [B, Q] clips, mask [B, M] -> [B, Q, M + 1, D].
-
-        The last token is the query's.
-        """
-        clips, queries = support[0].shape[1], query[0].shape[1]
-        weights = self._weights(support, query, mask)
-        given = functional.dropout(weights, ATTENTION_DROPOUT, self.training)
-        # Of the clips' values [B, M H, D], and of each query's own [B, Q, H, D].
-        found = given[..., :-1, :].flatten(3).flatten(1, 2) @ support[3].flatten(1, 2)
-        found = found.view(-1, clips + 1, found.shape[-1]).baddbmm_(given[..., -1, :].flatten(0, 1), query[3].flatten(0, 1))
-        found = functional.dropout(found.add_(self.out.bias), INTER_DROPOUT, self.training).unflatten(0, (-1, queries))
-        found[:, :, :-1] += support[0][:, None]
-        found[:, :, -1] += query[0]
-        related: Tensor = self.norm(found)
-        return related.relu_()
-
-    def _weights(self, support: Encoding, query: Encoding, mask: Tensor | None) -> Tensor:
-        """Weights [B, Q, token, of token, H], tokens = M clips and the query."""
-        queries = query[0].shape[1]
-        rows, columns = (torch.cat([support[i], query[i]], 1).transpose(1, 2) for i in (1, 2))
-        logits = rows @ columns.mT
-        clips = logits.shape[-1] - queries
-        among = logits[:, :, None, :clips, :clips].expand(-1, -1, queries, -1, -1)
-        of_query = logits[:, :, :clips, clips:].permute(0, 1, 3, 2)[..., None]
-        own = logits[:, :, clips:, clips:].diagonal(dim1=-2, dim2=-1)[..., None]
-        last = torch.cat([logits[:, :, clips:, :clips], own], -1)[..., None, :]
-        table = torch.cat([torch.cat([among, of_query], -1), last], -2)
-        if mask is not None:
-            seen = functional.pad(mask, (0, 1), value=True)
-            table = table.masked_fill(~seen[:, None, None, None], -torch.inf)
-        return table.softmax(-1).permute(0, 2, 3, 4, 1)
 
 
 def doubled_sinusoids(frames: int, dim: int) -> Tensor:

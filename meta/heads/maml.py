@@ -33,8 +33,8 @@ class MamlConfig:
     and no parameter; any number of ways, and the order of classes makes no difference. False: `way` rows are learnt."""
     way: int = 5
     """Classes that the learnt rows are for; no matter where they are shared."""
-    inner_rate: float = 0.01
-    """Rate of the inner steps, where they start if they are learnt."""
+    inner_rate: float = 0.03
+    """Rate of the inner steps, where they start if they are learnt; the original has 0.01."""
     learn_rates: bool = True
     """Learn one rate for each tensor of the learner, as its logarithm (Meta-SGD has one for each weight)."""
     second_order: bool = True
@@ -134,8 +134,8 @@ class LinearLearner(nn.Module):
 
     def kernel(self, clips: Tensor, support: Tensor) -> Tensor:
         """What a unit gradient at support clip m takes from clip a: rates times inner products, [B, A, M]."""
-        weight_rate, bias_rate = self.log_rates[:2].exp()
-        return weight_rate * (clips @ support.mT) + bias_rate
+        rates = self.log_rates.exp()
+        return rates[0] * (clips @ support.mT) + rates[1]
 
     def start(self, first: Tensor, way: int) -> Moved:
         """Nothing moved yet: the sum of gradients at the output, [B, M, N]."""
@@ -178,8 +178,8 @@ class HiddenLearner(LinearLearner):
 
     def _output(self, moved: Moved) -> tuple[Tensor, Tensor]:
         """V [B, N, h] and c [B, 1, N] after the steps so far."""
-        weight_rate, bias_rate = self.log_rates[2:].exp()
-        weight, bias = -weight_rate * moved[1], -bias_rate * moved[2]
+        rates = self.log_rates.exp()
+        weight, bias = -rates[2] * moved[1], -rates[3] * moved[2]
         return (weight, bias) if self.output is None else (self.output.weight + weight, self.output.bias + bias)
 
 

@@ -41,12 +41,13 @@ class Mtfan(Head):
     1. Motion m_t = f_(t+1) - f_t is embedded by ReLU(Linear); its mean over time and over all support clips is the
        task embedding e.
     2. The motion modulator multiplies every channel of every frame by 1 + sigmoid(Linear(e)).
-    3. L learnt queries u attend to the modulated frames: segment l is their mean weighted by softmax_t(u_l . f'_t / sqrt(D)).
+    3. L learnt queries u attend to the modulated frames: segment l is their mean with the weights
+       softmax_t(u_l . f'_t / sqrt(D)).
     4. Two sets of vectors are as far apart as, on average, each one's nearest in the other, by 1 - cosine and in both
        directions. A clip's distance adds that of frames to frames, of segments to segments, and half of those of frames
        to segments and segments to frames. Logits are - scale * its mean over shots.
 
-    The start is plain matching of frames and mean frames: the modulator is constant, the segments are nearly equal.
+    The modulator is constant at the start, so that cosines are those of the frames.
     """
 
     config_type = MtfanConfig
@@ -58,7 +59,7 @@ class Mtfan(Head):
         dim = self.embed.dim
         self.motion = nn.Linear(dim, config.motion_dim)
         self.gate = nn.Linear(config.motion_dim, dim)
-        self.segments = nn.Parameter(0.02 * torch.randn(config.segments, dim))
+        self.segments = nn.Parameter(torch.randn(config.segments, dim))
         for zero in (self.gate.weight, self.gate.bias):
             nn.init.zeros_(zero)
 
@@ -76,7 +77,7 @@ class Mtfan(Head):
         gate = 1 + torch.sigmoid(self.gate(_task_mean(motion, mask)))[:, None, None]
         left, right = (self._with_segments(part * gate) for part in (query[0], frames.flatten(1, 2)))
         distances = self._distances(frame_cosine(left, right, self.config.eps))
-        return -self.config.scale * shot_mean(distances.unflatten(-1, (way, shot)), mask)
+        return -self.config.scale * shot_mean(torch.unflatten(distances, -1, (way, shot)), mask)
 
     def _with_segments(self, frames: Tensor) -> Tensor:
         """Append a clip's segments: [..., T, D] -> [..., T + L, D]."""

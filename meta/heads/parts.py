@@ -18,12 +18,12 @@ class FrameEmbedding(nn.Module):
     def __init__(self, features: int, dim: int) -> None:
         super().__init__()
         self.dim = dim or features
-        self.map = nn.Sequential(nn.Linear(features, dim), nn.LayerNorm(dim)) if dim else nn.Identity()
+        self.map: nn.Module = nn.Identity()
         if dim:
-            linear = self.map[0]
-            assert isinstance(linear, nn.Linear)
+            linear = nn.Linear(features, dim)
             (nn.init.eye_ if dim == features else nn.init.orthogonal_)(linear.weight)
             nn.init.zeros_(linear.bias)
+            self.map = nn.Sequential(linear, nn.LayerNorm(dim))
 
     def forward(self, clips: Tensor) -> Tensor:
         """Embed frames: [..., D] -> [..., dim]."""
@@ -34,14 +34,16 @@ class FrameEmbedding(nn.Module):
 def cosine(left: Tensor, right: Tensor, eps: float = 0.01) -> Tensor:
     """x.y / (|x||y| + eps) of all rows: [..., A, D] and [..., B, D] -> [..., A, B]; 0 where a row is zero."""
     norms = torch.linalg.vector_norm(left, dim=-1)[..., :, None] * torch.linalg.vector_norm(right, dim=-1)[..., None, :]
-    return left @ right.mT / (norms + eps)
+    cosines: Tensor = left @ right.mT / (norms + eps)
+    return cosines
 
 
 def frame_cosine(query: Tensor, support: Tensor, eps: float = 0.01) -> Tensor:
     """Cosines of all frames of all pairs of clips: [..., A, T, D] and [..., S, T', D] -> [..., A, S, T, T']."""
     frames, others = query.shape[-2], support.shape[-2]
     similarity = cosine(query.flatten(-3, -2), support.flatten(-3, -2), eps)
-    return similarity.unflatten(-1, (-1, others)).unflatten(-3, (-1, frames)).transpose(-3, -2)
+    lead, shape = similarity.shape[:-2], (query.shape[-3], frames, support.shape[-3], others)
+    return similarity.view(*lead, *shape).transpose(-3, -2)
 
 
 def sinusoids(frames: int, dim: int) -> Tensor:

@@ -51,7 +51,7 @@ class Ta2n(Head):
     to the class's map, and pools both with opposite boxes (`SpatialOffset`). Logits: - sum_t (1 - cos(s_t, q_t)).
 
     At several shots a class is the mean over its clips of what its first clip attends to in each, and queries go
-    through the same value map: with K > 1 in the tensors' shape, however many shots the mask leaves.
+    through the same value map. An episode whose classes have one clip each takes neither.
 
     Where code and paper differ this follows the code: the residual of the attention is the query's map at the SAME
     time, not a rearranged one; boxes are averaged over nine shifts also when testing. LayerNorm over the logits
@@ -83,7 +83,7 @@ class Ta2n(Head):
     def encode(self, clips: Tensor) -> Encoding:
         """Resampled maps [n, T, P, D], then what a clip contributes as a lone support, then as a query."""
         tokens = to_tokens(clips, self.inputs.tokens, self.side)
-        maps = self.warp(self.dropout(self.embed(tokens)))
+        maps: Tensor = self.warp(self.dropout(self.embed(tokens)))
         return maps, *self._as_support(maps), *self._as_query(maps)
 
     def _as_support(self, maps: Tensor) -> Encoding:
@@ -102,34 +102,47 @@ class Ta2n(Head):
 
     def score(self, support: Encoding, query: Encoding, mask: Tensor | None = None) -> Tensor:
         """Logits [B, Q, N]."""
+        if mask is None:
+            mask = torch.ones(support[0].shape[:3], dtype=torch.bool, device=support[0].device)
+            lone = mask[:, 0, :].sum(-1) == 1
+        else:
+            lone = (mask.sum(-1) == 1).all(-1)
+        if lone.all():
+            return self._score_one(support, query, mask)
+        fused = self._score_several(support[0], query[0], mask)
+        if not lone.any():
+            return fused
+        return self._score_one(support, query, mask).where(lone[:, None, None], fused)
+
+    def _score_one(self, support: Encoding, query: Encoding, mask: Tensor) -> Tensor:
+        """Logits of the first clip that each class has."""
         own = 3 if self.offset is None else 4
-        if support[0].shape[2] == 1:
-            return self._compare(tuple(part.squeeze(2) for part in support[:own]), (query[0], *query[own:]))
-        classes = self.fusion_value(self._fuse(support[0], mask))
-        queries = self.fusion_value(query[0])
+        return self._compare(tuple(_first(part, mask) for part in support[:own]), (query[0], *query[own:]))
+
+    def _score_several(self, support: Tensor, query: Tensor, mask: Tensor) -> Tensor:
+        """Logits of fused classes, from maps [B, N, K, T, P, D] and [B, Q, T, P, D]."""
+        classes, queries = self.fusion_value(self._fuse(support, mask)), self.fusion_value(query)
         return self._compare(_each(self._as_support, classes), _each(self._as_query, queries))
 
-    def _fuse(self, maps: Tensor, mask: Tensor | None) -> Tensor:
+    def _fuse(self, maps: Tensor, mask: Tensor) -> Tensor:
         """The class's clips as its first one sees them, [B, N, K, T, P, D] -> [B, N, T, P, D].
 
         The value map is linear and the weights of a clip sum to 1, so it may come after the sums over time and clips.
         """
-        if mask is None:
-            mask = torch.ones(maps.shape[:3], dtype=torch.bool, device=maps.device)
         maps = maps.where(mask[..., None, None, None], 0)
         means = maps.mean(-2)
-        first = means.take_along_dim(mask.int().argmax(-1)[..., None, None, None], 2)
-        attention = self.fusion_key(means) @ self.fusion_query(first).mT / math.sqrt(means.shape[-1])
+        asking = self.fusion_query(_first(means, mask))[:, :, None]
+        attention = self.fusion_key(means) @ asking.mT / math.sqrt(means.shape[-1])
         weights = attention.softmax(-2).where(mask[..., None, None], 0) / mask.sum(-1)[..., None, None, None]
         fused = weights.flatten(2, 3).mT @ maps.flatten(4).flatten(2, 3)
-        return fused.unflatten(-1, maps.shape[-2:])
+        return torch.unflatten(fused, -1, maps.shape[-2:])
 
     def _compare(self, support: Encoding, query: Encoding) -> Tensor:
         """Stage 2 and the cosines of classes [B, N, ...] and queries [B, Q, ...]: [B, Q, N]."""
         (maps, value, key, *halves), (query_maps, query_value, asking, *query_halves) = support, query
         frames = key.shape[2]
         products = key.flatten(1, 2) @ asking.flatten(1, 2).mT / math.sqrt(key.shape[-1])
-        products = products.unflatten(-1, (-1, frames)).unflatten(1, (-1, frames))  # [B, N, T, Q, T]
+        products = torch.unflatten(torch.unflatten(products, -1, (-1, frames)), 1, (-1, frames))  # [B, N, T, Q, T]
         attention = products.transpose(2, 3).softmax(-1)
         attended = attention @ query_value[:, None]
         if self.offset is None:
@@ -143,7 +156,8 @@ class Ta2n(Head):
     def _distance(self, left: Tensor, right: Tensor) -> Tensor:
         """sum_t (1 - cos), [..., T, D] -> [...]."""
         lengths = [torch.linalg.vector_norm(clip, dim=-1).clamp_min(self.config.eps) for clip in (left, right)]
-        return (1 - (left * right).sum(-1) / lengths[0] / lengths[1]).sum(-1)
+        cosines: Tensor = (left * right).sum(-1) / lengths[0] / lengths[1]
+        return (1 - cosines).sum(-1)
 
     def footprint(self, way: int, shot: int, queries: int) -> int:
         """Numbers of the pairs' maps, masks and pooled frames, and of what several shots make anew."""
@@ -164,13 +178,13 @@ class Ta2n(Head):
         | warp.first, .first_norm, .second, .second_norm, .hidden, .theta | firststage.locnet.0, .1, .4, .5, .10, .12 |
         | key, query, value | secondstage.keynet, .querynet, .valuenet |
         | fusion_key, fusion_query, fusion_value | keynet_multi, querynet_multi, valuenet_multi |
-        | offset.first, .first_norm, .second, .second_norm, .hidden, .offset | secondstage.mvnet.0, .1, .4, .5, .10, .12 |
+        | offset.first, ..., .hidden, .offset | secondstage.mvnet.0, .1, .4, .5, .10, .12 |
         """
         if self.offset is None:
             return {}
         layers = {"first": 0, "first_norm": 1, "second": 4, "second_norm": 5, "hidden": 10}
-        modules = {f"warp.{ours}": f"firststage.locnet.{number}" for ours, number in (layers | {"theta": 12}).items()}
-        modules |= {f"offset.{ours}": f"secondstage.mvnet.{number}" for ours, number in (layers | {"offset": 12}).items()}
+        modules = {f"warp.{ours}": f"firststage.locnet.{i}" for ours, i in (layers | {"theta": 12}).items()}
+        modules |= {f"offset.{ours}": f"secondstage.mvnet.{i}" for ours, i in (layers | {"offset": 12}).items()}
         for ours in ("key", "query", "value"):
             modules |= {ours: f"secondstage.{ours}net", f"fusion_{ours}": f"{ours}net_multi"}
         own = (name.rpartition(".") for name in self.state_dict() if not name.startswith("embed."))
@@ -187,4 +201,10 @@ class Ta2n(Head):
 
 def _each(describe: Callable[[Tensor], Encoding], maps: Tensor) -> Encoding:
     """The maps [B, n, T, P, D], and what each of them contributes."""
-    return maps, *(part.unflatten(0, maps.shape[:2]) for part in describe(maps.flatten(0, 1)))
+    return maps, *(torch.unflatten(part, 0, maps.shape[:2]) for part in describe(maps.flatten(0, 1)))
+
+
+def _first(values: Tensor, mask: Tensor) -> Tensor:
+    """What stands at the first shot that a class has, [B, N, K, ...] -> [B, N, ...]."""
+    position = mask.int().argmax(-1).view(*mask.shape[:2], *[1] * (values.dim() - 2))
+    return values.take_along_dim(position, 2).squeeze(2)

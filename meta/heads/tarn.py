@@ -14,12 +14,12 @@ from .parts import FrameEmbedding
 
 
 def multiplied(query: Tensor, aligned: Tensor) -> Tensor:
-    """e * h, [..., W]: the best in the paper."""
+    """Products e * h, [..., W]: the best in the paper."""
     return query * aligned
 
 
 def subtracted(query: Tensor, aligned: Tensor) -> Tensor:
-    """e - h, [..., W]."""
+    """Differences e - h, [..., W]."""
     return query - aligned
 
 
@@ -122,9 +122,9 @@ class Tarn(PairHead):
         (frames, _), (values, keys) = query, support
         steps = frames.shape[-2]
         weights = keys @ frames.flatten(-3, -2).mT[..., None, :, :]  # [..., S, T_s, A T_q]
-        weights = weights.unflatten(-1, (-1, steps)).movedim(-3, -1)  # [..., S, A, T_q, T_s]
+        weights = torch.unflatten(weights, -1, (-1, steps)).movedim(-3, -1)  # [..., S, A, T_q, T_s]
         weights = weights.softmax(SOFTMAX_AXES[self.config.softmax_axis])
-        aligned = (weights.flatten(-3, -2) @ values).unflatten(-2, (-1, steps))  # [..., S, A, T_q, W]
+        aligned = torch.unflatten(weights.flatten(-3, -2) @ values, -2, (-1, steps))  # [..., S, A, T_q, W]
         frames = frames[..., None, :, :, :]
         compared = COMPARISONS[self.config.comparison](frames, aligned)
         score: Tensor = self.out(self.relation(compared.flatten(0, -3))[1][0])[:, 0].view(compared.shape[:-2])

@@ -1,12 +1,14 @@
 """TRX: temporal-relational cross-transformers, attention between ordered tuples of frames."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from .base import Encoding, Head, Inputs
-from .tuples import TupleAttention, fitting
+from .tuples import TupleAttention, fitting, some_clips
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class TrxConfig:
     dropout: float = 0.1
     """On the frames, after their positions are added."""
     soft_start: bool = True
-    """Start from orthogonal maps, for frozen features, instead of the original's random ones."""
+    """For frozen features: start from orthogonal maps, not random ones; the base clips' spread scales logits."""
 
 
 class Trx(Head):
@@ -39,17 +41,30 @@ class Trx(Head):
         UserError: If no cardinality fits the clips.
     """
 
-    config_type = TrxConfig
+    config_type: ClassVar[type[TrxConfig]] = TrxConfig
 
     def __init__(self, inputs: Inputs, config: TrxConfig) -> None:
         super().__init__(inputs)
-        self.transformers = nn.ModuleList(
-            TupleAttention(inputs.frames, inputs.dim, config.dim, size, config.dropout)
-            for size in fitting(config.cardinalities, inputs.frames)
+        sizes = fitting(config.cardinalities, inputs.frames)
+        transformers = nn.ModuleList(
+            TupleAttention(inputs.frames, inputs.dim, config.dim, size, config.dropout) for size in sizes
         )
-        if config.soft_start:
+        self.transformers = cast("Sequence[TupleAttention]", transformers)
+        self.soft_start = config.soft_start
+        if self.soft_start:
             for transformer in self.transformers:
                 transformer.soft_start()
+
+    def start(self, clips: Tensor, labels: Tensor, generator: torch.Generator) -> None:
+        """Set the temperatures of a soft start by the spread of the clips."""
+        if not self.soft_start:
+            return
+        mode = self.training
+        self.eval()
+        few = some_clips(clips, generator).to(next(self.parameters()))
+        for transformer in self.transformers:
+            transformer.soft_scale(few)
+        self.train(mode)
 
     def encode(self, clips: Tensor) -> Encoding:
         """Project frames for each slot of the tuples; four tensors for each cardinality."""

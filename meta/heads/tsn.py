@@ -40,7 +40,7 @@ class Tsn(PairHead):
 
     def pair(self, query: Encoding, support: Encoding) -> Tensor:
         """Scaled cosines: [..., A, d] and [..., S, d] -> [..., A, S]."""
-        return 1 * cosine(query[0], support[0], self.config.eps)
+        return self.config.scale * cosine(query[0], support[0], self.config.eps)
 
     def footprint(self, way: int, shot: int, queries: int) -> int:
         """Products, norms and quotients of all pairs."""

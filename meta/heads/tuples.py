@@ -19,6 +19,12 @@ from .parts import sinusoids
 BLOCK = 2**22
 """Attention weights computed at once (16 MiB): blocks of query tuples are taken in turn where there are more."""
 
+SPREAD = 5.0
+"""Total variance of tuples' values, times the temperature, after a soft start: logits then differ by about one."""
+
+START_CLIPS = 256
+"""Clips that a start looks at, at most."""
+
 
 def fitting(cardinalities: tuple[int, ...], frames: int) -> list[int]:
     """The cardinalities that clips of this many frames have tuples of; larger ones are left out.
@@ -28,9 +34,7 @@ def fitting(cardinalities: tuple[int, ...], frames: int) -> list[int]:
     """
     kept = [size for size in cardinalities if size <= frames]
     if not kept or min(kept) < 1:
-        raise UserError(
-            f"cardinalities are {cardinalities}; clips of {frames} frames; give numbers from 1 to {frames}"
-        )
+        raise UserError(f"cardinalities are {cardinalities}; clips of {frames} frames; give numbers from 1 to {frames}")
     return kept
 
 
@@ -56,13 +60,19 @@ def project_slots(frames: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     Returns:
         [n, cardinality * (T - cardinality + 1), d]: slot a of an ordered tuple is one of the frames a, a + 1, ...
     """
-    maps = weight.split(frames.shape[-1], 1)
+    maps = weight.chunk(weight.shape[1] // frames.shape[-1], 1)
     reach = frames.shape[1] - len(maps) + 1
     parts = [
         functional.linear(frames[:, slot : slot + reach], part, None if slot else bias)
         for slot, part in enumerate(maps)
     ]
     return torch.cat(parts, 1)
+
+
+def some_clips(clips: Tensor, generator: torch.Generator) -> Tensor:
+    """At most `START_CLIPS` of the clips, drawn at random."""
+    drawn: Tensor = clips[torch.randperm(len(clips), generator=generator)[:START_CLIPS].to(clips.device)]
+    return drawn
 
 
 class Positions(nn.Module):
@@ -84,8 +94,9 @@ class Positions(nn.Module):
 class TupleAttention(nn.Module):
     """Distance of a query to each class's prototypes, one prototype per query tuple: TRX for one cardinality.
 
-    Parameters are those of the original's TemporalCrossTransformer, but for its `norm_v`, which it never uses. (The
-    value bias cancels in every distance; it is there because the checkpoints have it.)
+    Parameters are those of the original's TemporalCrossTransformer, but for its `norm_v`, which it never uses. The
+    value bias cancels in every distance; it is there because the checkpoints have it. The temperature, a constant, is
+    ours: 1, as good as none, unless `soft_scale` sets it.
 
     Args:
         frames: Frames of a clip (T).
@@ -96,6 +107,7 @@ class TupleAttention(nn.Module):
     """
 
     chosen: Tensor
+    temperature: Tensor
 
     def __init__(self, frames: int, features: int, dim: int, cardinality: int, dropout: float) -> None:
         super().__init__()
@@ -105,12 +117,22 @@ class TupleAttention(nn.Module):
         self.norm_k = nn.LayerNorm(dim)
         self.cardinality = cardinality
         self.register_buffer("chosen", selection(frames, cardinality), persistent=False)
+        # Not in the weights: steps of the optimiser would then be as large as the features are.
+        self.register_buffer("temperature", torch.ones(()))
 
     def soft_start(self) -> None:
         """Start from orthogonal maps instead of random ones: they keep the distances of tuples as well as can be."""
         for linear in (self.k_linear, self.v_linear):
             nn.init.orthogonal_(linear.weight)
             nn.init.zeros_(linear.bias)
+
+    @torch.no_grad()
+    def soft_scale(self, clips: Tensor) -> None:
+        """Set the temperature so that the values of the tuples of these clips, [n, T, D], vary by `SPREAD` in all."""
+        values = (self.chosen @ self.encode(clips)[3]).flatten(0, 1)
+        variance = values.var(0, unbiased=False).sum()
+        if variance > 0:
+            self.temperature.copy_(SPREAD / variance)
 
     def encode(self, clips: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Project frames for each slot: [n, T, D] -> keys, their LayerNorm's factors and shifts, values.
@@ -129,10 +151,11 @@ class TupleAttention(nn.Module):
         quarter = centred.shape[-1] ** -0.25
         keys = centred * (self.norm_k.weight * quarter)
         spread = (variance.clamp_min(0) + self.norm_k.eps).rsqrt()
-        return keys, spread, keys @ (self.norm_k.bias * quarter), project_slots(frames, *self.v_linear.parameters())
+        values = project_slots(frames, self.v_linear.weight, self.v_linear.bias)
+        return keys, spread, keys @ (self.norm_k.bias * quarter), values
 
     def forward(self, support: tuple[Tensor, ...], query: tuple[Tensor, ...], mask: Tensor | None = None) -> Tensor:
-        """Mean squared distance of a query's tuples to what they attend to in a class.
+        """Mean squared distance, times the temperature, of a query's tuples to what they attend to in a class.
 
         Args:
             support: What `encode` gives, [B, N, K, ...].
@@ -147,7 +170,7 @@ class TupleAttention(nn.Module):
         centre = self._centre(support[3].detach(), mask)
         support_values, query_values = support[3] - centre[:, None, None], query[3] - centre[:, None]
         scores = _products(query[0], support[0])
-        products = _products(query_values, support_values).unflatten(-1, support[0].shape[1:4])
+        products = torch.unflatten(_products(query_values, support_values), -1, support[0].shape[1:4])
         products = products.movedim(3, 1).flatten(-2)
         within = support_values.flatten(2, 3)
         within = within @ within.mT
@@ -160,9 +183,9 @@ class TupleAttention(nn.Module):
             lead = (*held.shape[:3], self.chosen.shape[1], -1)
             crossed = ((self.chosen[part].mT @ held).view(lead) * products).sum((-2, -1))
             flat = held.flatten(2, 3)
-            own = ((flat @ within) * flat).sum(-1).unflatten(-1, held.shape[2:4]).sum(-1)
+            own = ((flat @ within) * flat).sum(-1).view(*held.shape[:4]).sum(-1)
             distance = distance + (own - 2 * crossed).mT
-        return distance.clamp_min(0) / tuples
+        return distance.clamp_min(0) * (self.temperature / tuples)
 
     def footprint(self, way: int, shot: int, queries: int) -> int:
         """Numbers that `forward` holds at its peak for one episode: values, products of slots, attention."""
@@ -180,7 +203,7 @@ class TupleAttention(nn.Module):
         """
         clips = values.flatten(1, 2)
         total = clips.mean(1) if mask is None else clips.sum(1) / mask.flatten(1).sum(1)[:, None, None]
-        slots = total.unflatten(1, (self.cardinality, -1))
+        slots = torch.unflatten(total, 1, (self.cardinality, -1))
         return slots.mean(2, keepdim=True).expand_as(slots).flatten(1, 2)
 
     def _attend(
@@ -203,15 +226,15 @@ class TupleAttention(nn.Module):
         logits = (spread[..., None] * chosen) @ scores + support[2].view(batch, 1, 1, -1)
         logits = logits.view(batch, queries * rows, way * shot, slots).transpose(1, 2)
         logits = logits @ (support[1].flatten(1, 2)[..., None, :] * self.chosen.mT)
-        logits = logits.unflatten(1, (way, shot))
+        logits = torch.unflatten(logits, 1, (way, shot))
         if mask is not None:
             logits = logits.masked_fill(~mask[..., None, None], -math.inf)
         weights = logits.transpose(2, 3).flatten(-2).softmax(-1)
-        held = weights.unflatten(-1, (shot, -1)) @ self.chosen
+        held = torch.unflatten(weights, -1, (shot, -1)) @ self.chosen
         return held.view(batch, way, queries, rows, shot * slots)
 
 
 def _products(query: Tensor, support: Tensor) -> Tensor:
     """Inner products of all slots: [B, Q, slots, d] and [B, N, K, slots, d] -> [B, Q, slots, N K slots]."""
     products = query.flatten(1, 2) @ support.flatten(1, 3).mT
-    return products.unflatten(1, query.shape[1:3])
+    return torch.unflatten(products, 1, query.shape[1:3])

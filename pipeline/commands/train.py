@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     "settings",
     multiple=True,
     metavar="NAME=VALUE",
-    help="Over the profile: head.dim=256, training.learning_rate=1e-3 ...",
+    help="Over the profile: head.dim=256, training.weight_decay=0.1 ...",
 )
 @click.option("--project", type=click.IntRange(1), metavar="DIM", help="Project features to so many principal axes.")
 @click.option("--episodes", default=2000, show_default=True, help="Training episodes at most.")
 @click.option("--optimizer", help="adamw, adam or sgd.  [default: the profile's]")
-@click.option("--learning-rate", type=float, help="Step size.  [default: the profile's]")
+@click.option("--learning-rate", type=float, help="Step size.  [default: the profile's; validation chooses]")
 @click.option("--criterion", help="Criterion of ASI for the groups.  [default: the method's]")
 @click.option("--strategy", help="mutual, none or MODALITY-teacher.  [default: the method's]")
 @click.option("--fusion", help="Fusion that validation looks at.  [default: the method's]")
@@ -95,7 +95,7 @@ def _run(
     if given["episodes"] < 1:
         raise UserError(f"episodes is {given['episodes']}; training needs at least 1; raise --episodes")
     started = time.perf_counter()
-    shortcuts = {"optimizer": optimizer, "learning_rate": learning_rate}
+    shortcuts = {"optimizer": optimizer, "learning_rates": learning_rate}
     settings = (*settings, *(f"training.{name}={value}" for name, value in shortcuts.items() if value is not None))
     plan = RunPlan(method, EpisodeShape(way, shot, query), profile, settings, **given)
     plan.train_config()
