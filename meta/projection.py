@@ -87,11 +87,11 @@ def fit_projection(features: Tensor, clips: Tensor, dim: int, max_frames: int = 
     variance = covariance.trace() / kept
     # Frames that are all the same have no scale of their own.
     scale = variance.sqrt() if variance > 0 else torch.ones_like(variance)
-    axes = _principal_axes(covariance, dim).float() if dim < width else None
+    axes = principal_axes(covariance, dim).float() if dim < width else None
     return Projection((mean + origin).float(), scale.float(), axes)
 
 
-def _principal_axes(covariance: Tensor, dim: int) -> Tensor:
+def principal_axes(covariance: Tensor, dim: int) -> Tensor:
     """Eigenvectors of the largest eigenvalues as rows [dim, D]; the largest component of each is positive."""
     axes = torch.linalg.eigh(covariance).eigenvectors.flip(-1)[:, :dim].mT
     largest = axes.gather(-1, axes.abs().argmax(-1, keepdim=True))

@@ -1,8 +1,8 @@
 """Any head on episodes of clip indices, at the cost of its class.
 
-Distances to mean embeddings follow from inner products (`PrototypeScorer`); scores of pairs of clips are computed for the
-pairs that occur, or, where episodes ask for most of them, for all clips at once and looked up; any other head encodes
-each clip once and scores episodes in batches. All three are cut so that memory stays bounded however many clips there are.
+Distances to mean embeddings follow from inner products (`PrototypeScorer`). Scores of pairs of clips are computed for
+the pairs that occur, or, where episodes ask for most of them, for all clips at once and looked up. Any other head
+encodes each clip once and scores episodes in batches. Memory stays bounded however many clips there are.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,7 +24,7 @@ MAX_TABLE = 2**28
 """Bytes of a clip-by-clip table: that of 8192 clips."""
 
 MAX_HELD = 2**21
-"""Numbers a thread may hold while it scores (8 MiB): more would leave the processor's cache, less is mostly overhead."""
+"""Numbers a thread may hold while it scores (8 MiB): more would leave the processor's caches, less is overhead."""
 
 ENCODED_AT_ONCE = 2**22
 """Numbers of the features, or encodings, of the clips that are encoded together."""

@@ -66,6 +66,6 @@ def make_task(
         range(6, 6 + num_val),
         [f"class {i}" for i in range(12)],
         parse_method(method),
-        Profile(asdict(replace(head or HeadConfig(dim=8, shrinkage=100.0), hold=hold)), {}),
+        Profile(asdict(replace(head or HeadConfig(dim=8, shrinkage=100.0, width=0), hold=hold)), {}),
         TrainConfig(**{**defaults, **settings}),
     )

@@ -136,7 +136,9 @@ def test_there_is_a_belief_where_there_is_a_choice(widths: dict[str, int]) -> No
 
 def test_held_out_temperatures_beat_those_of_the_training_classes_on_new_classes() -> None:
     widths = {"rgb": 60, "flow": 40}
-    task = make_task(widths=widths, head=HeadConfig(dim=40), hold=0.0, episodes=200, learning_rates=(0.01,), num_val=0)
+    task = make_task(
+        widths=widths, head=HeadConfig(dim=40, width=0), hold=0.0, episodes=200, learning_rates=(0.01,), num_val=0
+    )
     task = replace(task, train_ids=range(8))
     training = trained(task)
     shape, labels = EpisodeShape(3, 1, 3), torch.arange(3).repeat_interleave(3)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from amfir.cache.errors import UserError
 from amfir.meta.heads import Inputs
-from amfir.meta.heads.temporal import HeadConfig, TemporalHead, pool
+from amfir.meta.heads.temporal import HeadConfig, TemporalHead, TimeConvolution, pool
 
 from .planted import planted
 
@@ -51,13 +51,17 @@ def test_pool_gives_hand_worked_numbers() -> None:
     clip = torch.tensor([[[1.0, 5.0], [3.0, 5.0]]])
     # Mean (2, 5); deviation (1, 0) times 2; wave (1, -1): ((1 - 3) / 2, 0) times 0.5.
     expected = torch.tensor([[2.0, 5.0, 2.0, 0.0, -0.5, 0.0]])
-    torch.testing.assert_close(pool(clip, HeadConfig(spread_weight=2.0, order_weight=0.5)), expected, atol=1e-5, rtol=0)
-    torch.testing.assert_close(pool(clip, HeadConfig(spread_weight=0, order_weight=0)), torch.tensor([[2.0, 5.0]]))
+    torch.testing.assert_close(
+        pool(clip, HeadConfig(width=0, spread_weight=2.0, order_weight=0.5)), expected, atol=1e-5, rtol=0
+    )
+    torch.testing.assert_close(
+        pool(clip, HeadConfig(width=0, spread_weight=0, order_weight=0)), torch.tensor([[2.0, 5.0]])
+    )
 
 
 @pytest.mark.parametrize(("spread", "order"), [(2.0, 0.5), (0.0, 1.5), (0.7, 0.0)])
 def test_pool_equals_a_slow_loop(spread: float, order: float) -> None:
-    config = HeadConfig(spread_weight=spread, order_weight=order)
+    config = HeadConfig(width=0, spread_weight=spread, order_weight=order)
     features = torch.randn(2, 3, 5, 4, generator=make(), dtype=torch.float64)
     pooled = pool(features, config)
     assert pooled.shape == (2, 3, config.pooled_dim(4))
@@ -78,13 +82,13 @@ def test_pool_equals_a_slow_loop(spread: float, order: float) -> None:
 def test_a_clip_and_its_reverse_embed_differently_only_with_order() -> None:
     features, labels = moving_clips()
     for order_weight, differs in ((0.5, True), (0.0, False)):
-        head = fit_head(features, labels, HeadConfig(dim=6, order_weight=order_weight), make())
+        head = fit_head(features, labels, HeadConfig(width=0, dim=6, order_weight=order_weight), make())
         gap = (head.embed(features) - head.embed(features.flip(1))).norm(dim=-1)
         assert bool((gap > 0.01).all()) if differs else bool((gap < 1e-5).all())
 
 
 def test_one_frame_has_neither_spread_nor_order() -> None:
-    pooled = pool(torch.randn(3, 1, 4, generator=make()), HeadConfig())
+    pooled = pool(torch.randn(3, 1, 4, generator=make()), HeadConfig(width=0))
     assert pooled[:, 4:].abs().max() < 1e-5
 
 
@@ -95,7 +99,7 @@ def test_one_frame_has_neither_spread_nor_order() -> None:
 @pytest.mark.parametrize("shrinkage", [0.01, 1.0])
 def test_a_wide_embedding_is_the_exact_whitening(dim: int, shrinkage: float) -> None:
     features, labels = moving_clips()
-    config = HeadConfig(dim=dim, shrinkage=shrinkage)
+    config = HeadConfig(width=0, dim=dim, shrinkage=shrinkage)
     head = fit_head(features, labels, config, make())
     pooled = pool(features.double(), config).numpy()
     white = (pooled - pooled.mean(0)) @ whitening(pooled, labels.numpy(), shrinkage)
@@ -106,7 +110,7 @@ def test_a_wide_embedding_is_the_exact_whitening(dim: int, shrinkage: float) -> 
 
 def test_a_narrow_embedding_holds_the_principal_axes_and_a_sketch_of_the_rest() -> None:
     features, labels = moving_clips()
-    config = HeadConfig(dim=6)
+    config = HeadConfig(width=0, dim=6)
     head = fit_head(features, labels, config, make())
     pooled = pool(features.double(), config).numpy()
     white = whitening(pooled, labels.numpy(), config.shrinkage)
@@ -121,7 +125,7 @@ def test_a_narrow_embedding_holds_the_principal_axes_and_a_sketch_of_the_rest() 
 
 def test_the_sketch_keeps_squared_distances_on_average() -> None:
     features, labels = planted(classes=6, widths={"rgb": 60}, frames=2)
-    config = HeadConfig(dim=40)
+    config = HeadConfig(width=0, dim=40)
     clips = features["rgb"][:, 0]
     pooled = pool(clips.double(), config).numpy()
     white = pooled @ whitening(pooled, labels.numpy(), config.shrinkage)
@@ -140,7 +144,7 @@ def test_whitening_removes_planted_nuisance() -> None:
     features, labels = planted(nuisance=5.0)
     clips = features["rgb"][:, 0]
     base = labels < 6
-    head = fit_head(clips[base], labels[base], HeadConfig(dim=512), make())
+    head = fit_head(clips[base], labels[base], HeadConfig(width=0, dim=512), make())
     nearest = {}
     for name, values in (("head", head.embed(clips).detach()), ("mean", clips.mean(1))):
         support = values[48::8]  # the first clip of each novel class
@@ -152,7 +156,7 @@ def test_whitening_removes_planted_nuisance() -> None:
 
 def test_equal_inputs_give_equal_heads_and_another_sketch_differs() -> None:
     features, labels = moving_clips()
-    one, same, other = (fit_head(features, labels, HeadConfig(dim=4), make(seed)) for seed in (0, 0, 1))
+    one, same, other = (fit_head(features, labels, HeadConfig(width=0, dim=4), make(seed)) for seed in (0, 0, 1))
     assert torch.equal(one.begin, same.begin)
     assert not torch.equal(one.begin, other.begin)
 
@@ -162,12 +166,12 @@ def test_equal_inputs_give_equal_heads_and_another_sketch_differs() -> None:
 
 def test_embeddings_have_unit_length_and_drift_is_relative() -> None:
     features, labels = moving_clips()
-    head = fit_head(features, labels, HeadConfig(dim=6), make())
+    head = fit_head(features, labels, HeadConfig(width=0, dim=6), make())
     torch.testing.assert_close(head.embed(features).norm(dim=-1), torch.ones(len(features)))
     assert head.penalty() == 0
     with torch.no_grad():
         head.weight.mul_(1.5)
-    assert head.penalty().item() == pytest.approx(0.25 * 1e4, rel=1e-5)
+    assert head.penalty().item() == pytest.approx(0.25 * 10, rel=1e-5)
 
 
 @pytest.mark.parametrize("dim", [4, 32])
@@ -181,7 +185,7 @@ def test_degenerate_clips_give_finite_embeddings_and_gradients(case: str, dim: i
         "huge": (torch.randn(6, 4, 5, generator=make()) * 6e4, torch.arange(6) // 2),
         "0.1 everywhere": (torch.full((6, 3, 5), 0.1), torch.arange(6) // 3),
     }[case]
-    head = fit_head(features, labels, HeadConfig(dim=dim), make())
+    head = fit_head(features, labels, HeadConfig(width=0, dim=dim), make())
     features = features.clone().requires_grad_()
     embedded = head.embed(features)
     (embedded @ torch.arange(dim, dtype=torch.float32)).sum().backward()  # type: ignore[no-untyped-call]
@@ -193,7 +197,7 @@ def test_degenerate_clips_give_finite_embeddings_and_gradients(case: str, dim: i
 
 def test_without_scatter_inside_classes_the_start_is_the_identity() -> None:
     features = torch.randn(6, 4, 5, generator=make())
-    head = fit_head(features, torch.arange(6), HeadConfig(dim=15), make())
+    head = fit_head(features, torch.arange(6), HeadConfig(width=0, dim=15), make())
     assert torch.equal(head.begin, torch.eye(15))
 
 
@@ -207,5 +211,64 @@ def test_settings_that_make_no_head_are_refused_in_one_line(settings: dict[str, 
 
 
 def test_a_head_is_as_wide_as_its_features() -> None:
-    config = HeadConfig(dim=7, spread_weight=0)
+    config = HeadConfig(width=0, dim=7, spread_weight=0)
     assert TemporalHead(Inputs(3, 5), config).weight.shape == (7, 10)
+
+
+# --- frames and the convolution -------------------------------------------------------------------------------------
+
+
+def test_frames_are_whitened_by_the_scatter_within_classes() -> None:
+    features, labels = moving_clips(width=3)
+    head = fit_head(features, labels, HeadConfig(dim=6, width=3, shrinkage=0.1), make())
+    assert head.frames is not None
+    means = features.double().numpy().mean(1)
+    white = (features.double().numpy() - means.mean(0)) @ whitening(means, labels.numpy(), 0.1)
+    white /= np.sqrt((white**2).mean())
+    np.testing.assert_allclose(head.frames(features).numpy(), white, atol=1e-4)
+
+
+def test_narrowed_frames_keep_the_directions_that_vary_most() -> None:
+    generator = make()
+    features = torch.randn(12, 4, 10, generator=generator) * torch.tensor([9.0, 7.0, 5.0, *[0.01] * 7])
+    head = fit_head(features, torch.arange(12), HeadConfig(dim=6, width=3), make())
+    assert head.frames is not None
+    # Nothing varies within a class of one clip, so nothing is whitened and distances of frames stay, but for the scale.
+    frames, mapped = features.flatten(0, 1), head.frames(features).flatten(0, 1)
+    ratio = torch.pdist(frames) / torch.pdist(mapped)
+    torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio), rtol=1e-3, atol=0)
+    assert mapped.square().mean().item() == pytest.approx(1, rel=1e-4)
+
+
+def test_axes_that_no_base_frame_uses_are_kept_where_there_is_room() -> None:
+    features = torch.zeros(2, 2, 8)
+    features[0, 0, 0] = features[1, 1, 1] = 1.0
+    head = fit_head(features, torch.arange(2), HeadConfig(dim=6, width=5), make())
+    assert head.frames is not None
+    assert torch.linalg.matrix_rank(head.frames.weight) == 5
+
+
+def test_the_convolution_adds_nothing_at_the_start_and_then_what_the_formula_says() -> None:
+    frames = torch.randn(2, 5, 4, generator=make())
+    layer = TimeConvolution(4, 3, 0.5).eval()
+    assert torch.equal(layer(frames), frames)
+    with torch.no_grad():
+        layer.out.weight.normal_(generator=make(1))
+        layer.out.bias.normal_(generator=make(2))
+    expected = frames.clone()
+    for n, t in np.ndindex(2, 5):
+        hidden = layer.near.bias.detach().clone()
+        for k in range(3):
+            if 0 <= t + k - 1 < 5:
+                hidden += layer.near.weight.detach()[:, :, k] @ frames[n, t + k - 1]
+        expected[n, t] += layer.out.weight.detach() @ hidden.clamp_min(0) + layer.out.bias.detach()
+    torch.testing.assert_close(layer(frames).detach(), expected)
+
+
+def test_the_whole_head_has_gradients_and_tells_a_clip_from_its_reverse() -> None:
+    features, labels = moving_clips()
+    head = fit_head(features, labels, HeadConfig(dim=6, width=3), make())
+    gap = (head.embed(features) - head.embed(features.flip(1))).norm(dim=-1)
+    assert bool((gap > 0.01).all())
+    (head.embed(features) @ torch.arange(6.0)).sum().backward()  # type: ignore[no-untyped-call]
+    assert bool(head.over_time.get_parameter("out.weight").grad.any())  # type: ignore[union-attr]

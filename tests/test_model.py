@@ -51,7 +51,7 @@ def embed(model: Model, features: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def started(widths: dict[str, int] = THREE, views: int = 1) -> tuple[Model, dict[str, Tensor], Tensor]:
     features, labels = planted(views=views, widths=widths)
-    return fit_model(features, labels, range(8), HeadConfig(dim=6), make()), features, labels
+    return fit_model(features, labels, range(8), HeadConfig(width=0, dim=6), make()), features, labels
 
 
 def slow_psi(model: Model, features: dict[str, Tensor], episodes: Episodes) -> Tensor:
@@ -120,16 +120,16 @@ def test_the_start_has_mean_psi_8_and_sees_only_its_classes() -> None:
     for values in spoiled.values():
         values[labels >= 8] = math.nan
         values[labels < 8, 1:] = math.nan
-    again = fit_model(spoiled, labels, range(8), HeadConfig(dim=6), make())
+    again = fit_model(spoiled, labels, range(8), HeadConfig(width=0, dim=6), make())
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
 
 
 def test_many_base_clips_are_sampled_for_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels = planted(widths={"rgb": 12})
     monkeypatch.setattr(model_module, "MAX_FIT_CLIPS", 20)
-    model = fit_model(features, labels, range(4, 12), HeadConfig(dim=64), make(3))
+    model = fit_model(features, labels, range(4, 12), HeadConfig(width=0, dim=64), make(3))
     kept = torch.arange(32, 96)[torch.randperm(64, generator=make(3))[:20]]
-    expected = TemporalHead(Inputs(3, 12), HeadConfig(dim=64))
+    expected = TemporalHead(Inputs(3, 12), HeadConfig(width=0, dim=64))
     expected.start(features["rgb"][kept, 0], labels[kept], make())
     torch.testing.assert_close(model.head("rgb").get_buffer("begin"), expected.begin)
     values = embed(model, features)["rgb"][kept].double()

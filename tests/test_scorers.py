@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from amfir.cache.errors import UserError
 from amfir.meta import prototypes, scorers
@@ -49,17 +49,20 @@ class BestFrame(PairHead):
 
     def __init__(self, inputs: Inputs) -> None:
         super().__init__(inputs)
+        self.gain = nn.Parameter(torch.tensor(1.5))
         self.encoded: list[int] = []
         self.paired: list[tuple[int, ...]] = []
 
     def encode(self, clips: Tensor) -> Encoding:
+        assert not torch.is_grad_enabled()
         self.encoded.append(len(clips))
         return clips.flatten(2), clips.flatten(2).square().sum(-1)
 
     def pair(self, query: Encoding, support: Encoding) -> Tensor:
+        assert not torch.is_grad_enabled()
         product = torch.einsum("...atd,...sud->...astu", query[0], support[0])
         score = product - support[1][..., None, :, None, :]
-        best = score.amax(-1).sum(-1)
+        best = self.gain * score.amax(-1).sum(-1)
         self.paired.append(tuple(best.shape))
         return best
 
@@ -82,19 +85,22 @@ class Contrast(Head):
 
     def __init__(self, inputs: Inputs) -> None:
         super().__init__(inputs)
+        self.gain = nn.Parameter(torch.tensor(1.5))
         self.encoded: list[int] = []
         self.scored: list[int] = []
 
     def encode(self, clips: Tensor) -> Encoding:
+        assert not torch.is_grad_enabled()
         self.encoded.append(len(clips))
         return clips.flatten(2).tanh(), clips.flatten(2).square().mean((1, 2))
 
     def score(self, support: Encoding, query: Encoding, mask: Tensor | None = None) -> Tensor:
+        assert not torch.is_grad_enabled()
         self.scored.append(len(query[0]))
         centre = support[0].mean((1, 2))
         prototypes = (support[0].mean(2) - centre[:, None]) * support[1].mean(2)[..., None, None]
         shifted = (query[0] - centre[:, None]) / (1 + query[1][..., None, None])
-        return torch.einsum("bqtd,bntd->bqn", shifted, prototypes)
+        return self.gain * torch.einsum("bqtd,bntd->bqn", shifted, prototypes)
 
     def footprint(self, way: int, shot: int, queries: int) -> int:
         return way * queries * 10
@@ -157,7 +163,7 @@ def test_the_plain_loop_is_the_head_on_one_episode() -> None:
                 for shown in episodes.support[e, n].tolist():
                     q, s = features[clip].double(), features[shown].double()
                     values.append(sum(max(float(x @ y - y @ y) for y in s) for x in q))
-                assert float(looped[e, i, n]) == pytest.approx(2 * sum(values) / SHAPE.shot, rel=1e-4)
+                assert float(looped[e, i, n]) == pytest.approx(2 * 1.5 * sum(values) / SHAPE.shot, rel=1e-4)
 
 
 @pytest.mark.parametrize("head", [BestFrame, Contrast])
@@ -215,7 +221,8 @@ def test_encodings_that_do_not_fit_are_made_for_some_episodes_at_a_time(
 ) -> None:
     features, labels = clips()
     model = head(INPUTS).eval()
-    numbers = sum(part.numel() for part in model.encode(features[:1].float()))
+    with torch.no_grad():
+        numbers = sum(part.numel() for part in model.encode(features[:1].float()))
     in_an_episode = SHAPE.way * (SHAPE.shot + SHAPE.query)
     monkeypatch.setattr(scorers, "MAX_KEPT", 4 * numbers * 2 * in_an_episode + 3)
     scorer = HeadScorer(model, features)

@@ -121,9 +121,11 @@ class Head(nn.Module, ABC):
             state: The original's state dict, with or without the `module.` that DataParallel puts before each name.
 
         Raises:
-            UserError: If there is no original, or the checkpoint lacks a parameter, or one has another shape.
+            UserError: If there is no original of a head that has parameters, or the checkpoint lacks a parameter, or one has another shape.
         """
         names = self.original_names()
+        if not names and not any(True for _ in self.parameters()):
+            return  # the original's parameters are its backbone's
         if not names:
             raise UserError(f"{type(self).__name__} has no parameters of an original; checkpoint; train it instead")
         given = {name.removeprefix("module."): value for name, value in state.items()}

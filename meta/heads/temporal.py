@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...cache.errors import UserError
+from ..projection import principal_axes
 from .base import Inputs, PrototypeHead
 
 
@@ -26,8 +27,14 @@ class HeadConfig:
     """Weight of each feature's first cosine coefficient over time: tells a clip from its reverse."""
     shrinkage: float = 0.01
     """Variance added to every direction when the within-class scatter is whitened, as a share of the largest one."""
-    hold: float = 1e4
-    """Weight of the projection's relative squared distance from its start in training: a drift of 1 % costs 1."""
+    hold: float = 10.0
+    """Weight of the projection's relative squared distance from its start in training: a drift of 10 % costs 1."""
+    width: int = 256
+    """Numbers that a frame is reduced to before the temporal convolution; 0 leaves out both."""
+    kernel: int = 3
+    """Frames that the temporal convolution sees at once, odd."""
+    dropout: float = 0.1
+    """Inside the convolution's residual branch."""
 
     def __post_init__(self) -> None:
         """Refuse values that make no head."""
@@ -35,6 +42,8 @@ class HeadConfig:
             raise UserError(f"dim is {self.dim}; an embedding needs at least 2 numbers; raise it")
         if min(self.spread_weight, self.order_weight, self.hold) < 0 or not self.shrinkage > 0:
             raise UserError(f"{self}: weights must be 0 or more and shrinkage above 0; mend the head's settings")
+        if self.width < 0 or self.kernel < 1 or self.kernel % 2 == 0:
+            raise UserError(f"{self}: width must be 0 or more and kernel odd; mend the head's settings")
 
     def pooled_dim(self, feature_dim: int) -> int:
         """Numbers that `pool` makes of features with this width."""
@@ -42,12 +51,13 @@ class HeadConfig:
 
 
 class TemporalHead(PrototypeHead):
-    """Statistics over time, a learnt projection, unit length: AMFIR's own modality head, [n, T, D] -> [n, d].
+    """AMFIR's own modality head: whitened frames, a temporal convolution, statistics over time, a projection.
 
-    The temporal encoder gives every frame the channels x_t, (x_t - mean x)^2 and sqrt(2) cos(pi (t + 1/2) / T) x_t, and
-    pools their means over time, the second under a square root. The first alone is ProtoNet's mean, blind to order; the
-    third changes its sign when the clip is reversed. Embeddings have unit length: the squared Euclidean distance of two
-    is twice their cosine distance.
+    [n, T, D] -> [n, d]. A fixed map whitens and narrows frames; h_t = x_t + (what a convolution over time adds, nothing
+    at the start). Then every frame has the channels h_t, (h_t - mean h)^2 and sqrt(2) cos(pi (t + 1/2) / T) h_t, whose
+    means over time are pooled, the second under a square root: the first alone is ProtoNet's mean, blind to order; the
+    third changes its sign when the clip is reversed. A learnt projection to unit length follows, so that the squared
+    Euclidean distance of two embeddings is twice their cosine distance.
 
     Args:
         inputs: What the head is built for.
@@ -63,41 +73,98 @@ class TemporalHead(PrototypeHead):
     def __init__(self, inputs: Inputs, config: HeadConfig) -> None:
         super().__init__(inputs)
         self.config = config
-        pooled = config.pooled_dim(inputs.dim)
+        width = min(config.width or inputs.dim, inputs.dim)
+        self.frames = Frames(inputs.dim, width) if config.width else None
+        self.over_time = TimeConvolution(width, config.kernel, config.dropout) if config.width else nn.Identity()
+        pooled = config.pooled_dim(width)
         self.register_buffer("centre", torch.zeros(pooled))
         self.register_buffer("begin", torch.zeros(config.dim, pooled))
         self.weight = nn.Parameter(torch.zeros(config.dim, pooled))
 
     def embed(self, clips: Tensor) -> Tensor:
         """Embed clips: [n, T, D] float -> [n, d], rows of unit length."""
-        projected = (pool(clips, self.config) - self.centre) @ self.weight.mT
+        frames = clips if self.frames is None else self.frames(clips)
+        projected = (pool(self.over_time(frames), self.config) - self.centre) @ self.weight.mT
         return nn.functional.normalize(projected, dim=-1)
 
     def start(self, clips: Tensor, labels: Tensor, generator: torch.Generator) -> None:
         """Start from a closed-form reading of the base clips: within-class whitening, principal axes, a random sketch.
 
-        Directions in which clips of ONE class differ (people, places, clothes) are nuisance and are shrunk: with S the
-        within-class covariance and s = `shrinkage` times its largest eigenvalue, the whitening is (I + S / s)^(-1/2),
-        which leaves directions that the base clips never used as they are (the identity). Half of the embedding keeps
-        the principal axes of the whitened clips; the other half is a Gaussian sketch of the rest, which keeps distances
-        on average (Johnson and Lindenstrauss), because novel classes also differ where base classes do not.
+        Directions in which clips of ONE class differ (people, places, clothes) are nuisance and are shrunk, first in
+        the frames and then in what is pooled of them: with S the within-class covariance and s = `shrinkage` times its
+        largest eigenvalue, the whitening is (I + S / s)^(-1/2), which leaves directions that the base clips never used
+        as they are. Half of a map keeps the principal axes of the whitened clips; the other half is a Gaussian sketch
+        of the rest, which keeps distances on average (Johnson and Lindenstrauss), because novel classes also differ
+        where base classes do not.
         """
-        pooled = pool(clips.double(), self.config)
-        centre = pooled.mean(0)
-        axes, variances = _principal_axes(_within_class(pooled, labels))
-        # Nothing varies within a class where each has one clip: no axes, no largest variance.
-        floor = self.config.shrinkage * variances[:1].clamp_min(1e-12)
-        gain = (1 + variances / floor).rsqrt() - 1
-        projection = _projection(_shrink(pooled - centre, axes, gain), self.config.dim, generator)
+        if self.frames is not None:
+            self.frames.start(clips, labels, self.config.shrinkage)
+            clips = self.frames(clips)
+        centre, begin = _whitening(pool(clips.double(), self.config), labels, self.config, generator)
         with torch.no_grad():
             self.centre.copy_(centre)
-            self.begin.copy_(_shrink(projection, axes, gain))
-            self.weight.copy_(self.begin)
+            self.begin.copy_(begin)
+            self.weight.copy_(begin)
 
     def penalty(self) -> Tensor:
         """Hold the projection to its start: its squared distance from there, relative to the start, times `hold`."""
         drift = (self.weight - self.begin).square().sum() / self.begin.square().sum().clamp_min(1e-12)
         return self.config.hold * drift
+
+
+class Frames(nn.Module):
+    """A fixed map of frames: within-class whitening, narrowed, scaled so that a number varies by about 1."""
+
+    centre: Tensor
+    weight: Tensor
+
+    def __init__(self, dim: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(dim))
+        self.register_buffer("weight", torch.zeros(width, dim))
+
+    def start(self, clips: Tensor, labels: Tensor, shrinkage: float) -> None:
+        """Read the map from the base clips [n, T, D]: principal axes of their frames, then whitening.
+
+        The scatter within classes is that of clips' means over time.
+        """
+        means = clips.double().mean(1)
+        centre = means.mean(0)
+        axes = self._axes((clips.double() - centre).flatten(0, 1))
+        nuisance, gain = _shrinking((means - centre) @ axes.mT, labels, shrinkage)
+        mapped = _shrink((clips.double() - centre) @ axes.mT, nuisance, gain)
+        scale = mapped.square().mean().sqrt().clamp_min(1e-6)
+        self.centre.copy_(centre)
+        self.weight.copy_(_shrink(axes.mT, nuisance, gain).mT / scale)
+
+    def _axes(self, frames: Tensor) -> Tensor:
+        """Orthonormal rows [width, D]: the identity if it fits; any others where the frames span less."""
+        width, dim = self.weight.shape
+        if width == dim:
+            return torch.eye(dim, dtype=torch.float64)
+        return principal_axes(frames.mT @ frames, width)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Map frames: [..., D] -> [..., width]."""
+        mapped: Tensor = (clips - self.centre) @ self.weight.mT
+        return mapped
+
+
+class TimeConvolution(nn.Module):
+    """x + Linear(ReLU(Conv(x))) over time, the linear map 0 at the start: [n, T, D] -> [n, T, D]."""
+
+    def __init__(self, dim: int, kernel: int, dropout: float) -> None:
+        super().__init__()
+        self.near = nn.Conv1d(dim, dim, kernel, padding=kernel // 2)
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(dim, dim)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Add what neighbours in time tell."""
+        added: Tensor = self.out(self.dropout(self.near(frames.mT).relu().mT))
+        return frames + added
 
 
 def pool(features: Tensor, config: HeadConfig) -> Tensor:
@@ -114,6 +181,22 @@ def pool(features: Tensor, config: HeadConfig) -> Tensor:
         wave = math.sqrt(2) * angles.cos()
         parts.append(config.order_weight * (wave[:, None] * features).mean(-2))
     return torch.cat(parts, -1)
+
+
+def _whitening(pooled: Tensor, labels: Tensor, config: HeadConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Centre [C] and projection [dim, C] of pooled clips [n, C], float64."""
+    centre = pooled.mean(0)
+    axes, gain = _shrinking(pooled, labels, config.shrinkage)
+    projection = _projection(_shrink(pooled - centre, axes, gain), config.dim, generator)
+    return centre, _shrink(projection, axes, gain)
+
+
+def _shrinking(values: Tensor, labels: Tensor, shrinkage: float) -> tuple[Tensor, Tensor]:
+    """Axes along which clips of one class differ, and what whitening adds to the factor 1 along each."""
+    axes, variances = _principal_axes(_within_class(values, labels))
+    # Nothing varies within a class where each has one clip: no axes, no largest variance.
+    floor = shrinkage * variances[:1].clamp_min(1e-12)
+    return axes, (1 + variances / floor).rsqrt() - 1
 
 
 def _within_class(values: Tensor, labels: Tensor) -> Tensor:
