@@ -38,7 +38,7 @@ def load_profile(head: str, name: str = "fair", settings: Sequence[str] = ()) ->
     Raises:
         UserError: If the head or profile is unknown, or a setting cannot be read.
     """
-    layers = [tomllib.loads(path.read_text(encoding="utf-8")) for path in (FOLDER / "common.toml", _file(head))]
+    layers = [tomllib.loads(path.read_text(encoding="utf-8")) for path in _files(head)]
     pick({"fair": 0, "paper": 0}, name, "profile")
     parts: dict[str, dict[str, Any]] = {"head": {}, "training": {}, "early": {}}
     for layer in layers:
@@ -55,11 +55,11 @@ def load_profile(head: str, name: str = "fair", settings: Sequence[str] = ()) ->
     return Profile(**parts)
 
 
-def _file(head: str) -> Path:
-    """A head's own TOML, else the one of its module."""
+def _files(head: str) -> list[Path]:
+    """What is common to all heads, then a head's own TOML, else the one of its module; it may have none."""
     entry = pick(HEADS, head, "head")
-    own = FOLDER / f"{head.removesuffix('[pooled]')}.toml"
-    return own if own.is_file() else FOLDER / f"{entry.module}.toml"
+    own = [FOLDER / f"{name}.toml" for name in (head.removesuffix("[pooled]"), entry.module)]
+    return [FOLDER / "common.toml", *[path for path in own if path.is_file()][:1]]
 
 
 def _value(text: str) -> Any:

@@ -47,6 +47,10 @@ class Clips:
         return features, labels
 
 
+CLIPS = Clips()
+"""What the commands measure on."""
+
+
 def bench_eval(names: Sequence[str], clips: Clips, config: EvaluationConfig, loop_episodes: int) -> dict[str, Any]:
     """Evaluate heads on random features, batched and by a loop over episodes, and compare predictions.
 
@@ -106,7 +110,7 @@ def measure(name: str, clips: Clips, config: EvaluationConfig, loop_episodes: in
         "seconds": seconds,
         "loop_seconds": loop_seconds,
         "speedup": (config.episodes / seconds) / (len(episodes) / loop_seconds),
-        "different": _different(looped, batched[: len(episodes)]),
+        "different": count_different(looped, batched[: len(episodes)]),
     }
 
 
@@ -124,7 +128,8 @@ def _embed(head: Head, clips: Tensor) -> Tensor:
     return encoding[0]
 
 
-def _different(looped: Tensor, batched: Tensor) -> int:
+def count_different(looped: Tensor, batched: Tensor) -> int:
+    """Predictions that differ though they are no tie, of logits [E, NQ, N]."""
     best, second = looped.topk(2, -1).values.unbind(-1)
     clear = best - second > TIE * looped.abs().amax(-1).clamp_min(1)
     return int(((looped.argmax(-1) != batched.argmax(-1)) & clear).sum())

@@ -46,6 +46,7 @@ def make_task(
     views: int = 1,
     head: HeadConfig | None = None,
     hold: float = 0.01,
+    profile: Profile | None = None,
     widths: Mapping[str, int] = WIDTHS,
     **settings: Any,
 ) -> Task:
@@ -66,6 +67,6 @@ def make_task(
         range(6, 6 + num_val),
         [f"class {i}" for i in range(12)],
         parse_method(method),
-        Profile(asdict(replace(head or HeadConfig(dim=8, shrinkage=100.0, width=0), hold=hold)), {}),
+        profile or Profile(asdict(replace(head or HeadConfig(dim=8, shrinkage=100.0, width=0), hold=hold)), {}),
         TrainConfig(**{**defaults, **settings}),
     )

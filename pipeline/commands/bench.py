@@ -156,10 +156,10 @@ def evaluate(episodes: int, loop_episodes: int, heads: tuple[str, ...], shot: in
     """
     from ...meta.episodes import EpisodeShape
     from ...meta.evaluate import EvaluationConfig
-    from ..bench_eval import Clips, bench_eval
+    from ..bench_eval import CLIPS, bench_eval
 
     config = EvaluationConfig(EpisodeShape(5, shot, query), episodes)
-    found = bench_eval(heads, Clips(), config, loop_episodes)
+    found = bench_eval(heads, CLIPS, config, loop_episodes)
     if as_json:
         print_json(found)
         return
@@ -190,10 +190,10 @@ def training(episodes: int, head_episodes: int, plain_episodes: int, heads: tupl
       amfir bench train --heads trx --head-episodes 64 --json
     """
     from ...meta.train import TrainConfig
-    from ..bench_eval import Clips
+    from ..bench_eval import CLIPS
     from ..bench_train import bench_train
 
-    found = bench_train(heads, Clips(), TrainConfig(episodes=episodes), head_episodes, plain_episodes)
+    found = bench_train(heads, CLIPS, TrainConfig(episodes=episodes), head_episodes, plain_episodes)
     if as_json:
         print_json(found)
         return
