@@ -59,7 +59,7 @@ class Case:
 
     def settings(self, frames: int = 4) -> dict[str, Any]:
         chosen, plain = dict(load_profile(self.name, self.profile).head), self.name.removesuffix("[pooled]")
-        small = SMALL[plain] | (LONG.get(plain, {}) if frames == 32 else {})
+        small = SMALL.get(plain, {}) | (LONG.get(plain, {}) if frames == 32 else {})
         return chosen | {key: value for key, value in small.items() if chosen.get(key) != 0}
 
     def clips(self, *lead: int, seed: int, frames: int = 4, dim: int = 6) -> Tensor:

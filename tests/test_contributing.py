@@ -3,7 +3,6 @@
 import importlib.util
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ NAME = "amfir.meta.heads.nearest"
 
 
 @pytest.fixture
-def _nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = PAGE.read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (entry,) = re.findall(r'^ {4}"nearest": (Entry\(.*\)),$', text, re.MULTILINE)
@@ -34,7 +33,6 @@ def _nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     spec.loader.exec_module(module)
     target, title = re.fullmatch(r'Entry\("([\w:]+)", title="([\w ]+)"\)', entry).groups()  # type: ignore[union-attr]
     monkeypatch.setitem(HEADS, "nearest", Entry(target, title=title))
-    yield
 
 
 @pytest.mark.usefixtures("_nearest", "one_thread")

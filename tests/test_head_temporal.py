@@ -257,7 +257,7 @@ def test_the_convolution_adds_nothing_at_the_start_and_then_what_the_formula_say
         layer.out.bias.normal_(generator=make(2))
     expected = frames.clone()
     for n, t in np.ndindex(2, 5):
-        hidden = layer.near.bias.detach().clone()
+        hidden = layer.near.get_parameter("bias").detach().clone()
         for k in range(3):
             if 0 <= t + k - 1 < 5:
                 hidden += layer.near.weight.detach()[:, :, k] @ frames[n, t + k - 1]

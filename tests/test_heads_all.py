@@ -9,17 +9,13 @@ from amfir.cache.errors import UserError
 from amfir.meta.heads import HEADS, Head, Inputs, build_head
 from amfir.meta.profiles import load_profile
 
-from .headcases import SMALL, Case, base_classes, built, episode, learn, same, trainable
+from .headcases import Case, base_classes, built, episode, learn, same, trainable
 
 NEEDS_CLASS_ORDER = {("matching-fce", "fair"), ("matching-fce", "paper"), ("maml", "paper")}
 """An LSTM over the support set; a learnt row for each position of a class."""
 
 CASES = [Case(name, profile) for name in HEADS for profile in ("fair", "paper")]
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name}-{case.profile}")
-
-
-def test_every_head_has_small_settings() -> None:
-    assert {name.removesuffix("[pooled]") for name in HEADS} == set(SMALL)
 
 
 @each_case
@@ -310,7 +306,8 @@ def test_original_names_are_names_of_the_state(case: Case) -> None:
 @pytest.mark.parametrize("name", HEADS)
 def test_settings_that_are_not_there_or_of_another_type_are_refused(name: str) -> None:
     inputs = Case(name, "fair").inputs()
-    own = next(iter(SMALL[name.removesuffix("[pooled]")]))
+    defaults = HEADS[name].load().config_type(**HEADS[name].settings)
+    own = next(key for key, value in vars(defaults).items() if type(value) is int)
     with pytest.raises(UserError, match=rf"unknown setting of head .*; did you mean '{own}'"):
         build_head(name, inputs, {f"{own}x": 3})
     with pytest.raises(UserError, match=rf"{own} is 'wide'; .* int such as \d+$"):

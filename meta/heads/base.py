@@ -121,7 +121,7 @@ class Head(nn.Module, ABC):
             state: The original's state dict, with or without the `module.` that DataParallel puts before each name.
 
         Raises:
-            UserError: If there is no original of a head that has parameters, or the checkpoint lacks a parameter, or one has another shape.
+            UserError: If a head with parameters has no original, or the checkpoint lacks one, or in another shape.
         """
         names = self.original_names()
         if not names and not any(True for _ in self.parameters()):

@@ -8,7 +8,7 @@ class FrameEmbedding(nn.Module):
     """Linear(D -> dim) and LayerNorm on every frame; the identity where dim is 0.
 
     Heads whose originals train the backbone need it on frozen features (heads that project by themselves do not). The
-    weight starts as the identity where dim = D, else as orthogonal rows or columns: distances are kept as well as can be.
+    weight starts as the identity where dim = D, else as orthogonal rows or columns, which keep distances best.
 
     Args:
         features: Width of the features (D).
