@@ -26,6 +26,10 @@ NUMBERS = ("log", "rate", "episodes", "best_rate", "best_episodes", "best_accura
 """What a training knows beside tensors."""
 
 
+NAMES = ("profile", "split.name", "split.source")
+"""What a provenance says for people: equal classes and settings of another name are no other training."""
+
+
 def save_model(folder: Path, model: Model, provenance: Mapping[str, Any]) -> None:
     """Write `model.json` and the tensors that it names; a killed run leaves the old pair or none.
 
@@ -47,11 +51,11 @@ def load_model(folder: Path) -> tuple[Model, dict[str, Any]]:
     """Return the model of a run, in evaluation mode, and its provenance.
 
     Raises:
-        UserError: If there is none, or it is damaged.
+        UserError: If there is none, it is damaged, or of a head or setting that there is no more.
     """
     tensors, data = _read(folder, MODEL)
     with _damage_is_one_line(folder, MODEL):
-        branches = [Branch(BranchSpec.from_json(spec)) for spec in data["branches"]]
+        branches = [_branch(folder, spec) for spec in data["branches"]]
         belief, projections = _take("belief.", tensors), _take("projection.", tensors)
         names = dict.fromkeys(name.rpartition(".")[0] for name in projections)
         model = Model(
@@ -61,6 +65,16 @@ def load_model(folder: Path) -> tuple[Model, dict[str, Any]]:
         )
         model.load_state_dict(tensors)
         return model.eval(), data["provenance"]
+
+
+def _branch(folder: Path, spec: Mapping[str, Any]) -> Branch:
+    try:
+        return Branch(BranchSpec.from_json(spec))
+    except UserError as error:
+        # The file is whole: what it names was there when it was written.
+        raise UserError(
+            f"this amfir cannot build the model ({error}); in {folder}; train again into another --run"
+        ) from None
 
 
 def save_training(folder: Path, training: Training, provenance: Mapping[str, Any]) -> None:
@@ -84,7 +98,8 @@ def load_training(folder: Path, task: Task, provenance: Mapping[str, Any]) -> Tr
     tensors, data = _read(folder, TRAINING)
     with _damage_is_one_line(folder, TRAINING):
         before, now = _settings(data["provenance"]), _settings(provenance)
-    if different := [name for name in {**now, **before} if before.get(name) != now.get(name)]:
+    changed = (name for name in {**now, **before} if before.get(name) != now.get(name))
+    if different := [name for name in changed if name not in NAMES]:
         name = different[0]
         raise UserError(
             f"{folder} was started with {name} = {before.get(name)}, now {now.get(name)}; "

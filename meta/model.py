@@ -237,6 +237,16 @@ class Model(nn.Module):
                         f"features of modality {name!r} are {features[name].shape[-1]} wide; the model was trained on "
                         f"width {width}; use the cache it was trained on"
                     )
+                inputs, shape = branch.spec.inputs, features[name].shape[2:-1]
+                if shape != ((inputs.frames, inputs.tokens) if inputs.tokens else (inputs.frames,)):
+                    raise UserError(
+                        f"features of modality {name!r} have {_frames(*shape)}; the model was trained on "
+                        f"{_frames(inputs.frames, inputs.tokens)}; use the cache it was trained on"
+                    )
+
+
+def _frames(frames: int, tokens: int = 0) -> str:
+    return f"{frames} frames of {tokens} tokens" if tokens else f"{frames} frames"
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Meta-training: episodes of base classes teach the heads, each by its labels and by the more reliable modality."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -70,9 +71,9 @@ class TrainConfig:
         for name in ("episodes", "seed", "weight_decay", "momentum"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it cannot be negative; give 0 or more")
-        if not self.learning_rates or not all(rate > 0 for rate in self.learning_rates):
+        if not self.learning_rates or not all(0 < rate < math.inf for rate in self.learning_rates):
             shown = ", ".join(map(str, self.learning_rates)) or "none"
-            raise UserError(f"learning rate is {shown}; each must be above 0; raise it")
+            raise UserError(f"learning rate is {shown}; each must be above 0 and finite; give 0.001 or the like")
 
 
 Record = dict[str, float]

@@ -8,12 +8,11 @@ from pathlib import Path
 
 from ..meta.checkpoint import has_model
 from ..meta.evaluate import EvaluationConfig
-from ..meta.heads import HEADS
 from ..meta.methods import parse_method
 from ..meta.train import Training
 from .compare_cells import Cell
 from .compare_store import CellStore, Cost, Measured, write_whole
-from .features import FeatureSet, load_features, project_features
+from .features import FeatureSet, load_features, needs_tokens, project_features
 from .runs import evaluate_run, train_run
 from .splits import ClassSplit, load_split
 
@@ -45,7 +44,7 @@ class Bench:
             UserError: If its method does not go with the features or the settings.
         """
         method = parse_method(cell.method)
-        data = self._features(bool(HEADS[method.head].settings.get("spatial"))).only(cell.streams)
+        data = self._features(needs_tokens(method.head)).only(cell.streams)
         split = load_split(self.split, data.class_names)
         if not cell.parts:
             self._train(cell, data, split, tick)
@@ -107,7 +106,8 @@ class Clock:
         first = self._told[0] if self._told else now
         seen, intervals = len(self._told) - 1, len(training.log) - 1
         seconds = (first - self._started) + (now - first) * (intervals / seen if seen > 0 else 1.0)
-        return Cost(seconds, _episodes(training), sum(p.numel() for p in training.model.parameters()))
+        learned = sum(p.numel() for p in training.model.parameters() if p.requires_grad)
+        return Cost(seconds, _episodes(training), learned)
 
 
 def _episodes(training: Training) -> int:
@@ -117,8 +117,8 @@ def _episodes(training: Training) -> int:
 
 
 def _costs(folders: list[Path]) -> tuple[Cost, ...]:
-    """Of every run, or none where one of them was killed between its end and the note of its cost."""
-    files = [folder / "cost.json" for folder in folders]
-    if not all(file.is_file() for file in files):
+    """Of every run, or none where one was killed between its end and the note of its cost, or the note is damaged."""
+    try:
+        return tuple(Cost(**json.loads((folder / "cost.json").read_text(encoding="utf-8"))) for folder in folders)
+    except (OSError, ValueError, TypeError):
         return ()
-    return tuple(Cost(**json.loads(file.read_text(encoding="utf-8"))) for file in files)

@@ -1,7 +1,7 @@
 """From a cache to the tensors that the second stage works on."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -56,13 +56,14 @@ class FeatureSet:
         )
 
 
-def load_features(cache: Path, streams: Sequence[str] = (), tokens: bool = False) -> FeatureSet:
+def load_features(cache: Path, streams: Sequence[str] = (), tokens: bool | Collection[str] = False) -> FeatureSet:
     """Open a cache.
 
     Args:
         cache: The cache directory.
         streams: Modalities in the order wanted; empty takes all, RGB first.
-        tokens: Keep the spatial tokens of streams that hold them; otherwise their mean stands for the frame.
+        tokens: Keep the spatial tokens of streams that hold them, of all or of these; otherwise their mean stands for
+            the frame.
 
     Raises:
         UserError: If it is no cache, lacks a stream, is damaged, or no clip is in all streams.
@@ -87,9 +88,10 @@ def load_features(cache: Path, streams: Sequence[str] = (), tokens: bool = False
     class_names = sorted({label_of[clip] for clip in common})
     index = {name: class_id for class_id, name in enumerate(class_names)}
     views = min(stream.spec.views for stream in read.values())
+    kept = (names if tokens else ()) if isinstance(tokens, bool) else tokens
     return FeatureSet(
         {
-            name: _tensor(stream.features, [rows[name][clip] for clip in common], views, tokens)
+            name: _tensor(stream.features, [rows[name][clip] for clip in common], views, name in kept)
             for name, stream in read.items()
         },
         torch.tensor([index[label_of[clip]] for clip in common]),
@@ -101,7 +103,12 @@ def load_features(cache: Path, streams: Sequence[str] = (), tokens: bool = False
 
 def load_for(head: str, cache: Path, streams: Sequence[str] = ()) -> FeatureSet:
     """Open a cache for a head: with the spatial tokens of its streams if the head is one that needs them."""
-    return load_features(cache, streams, tokens=bool(HEADS[head].settings.get("spatial")))
+    return load_features(cache, streams, tokens=needs_tokens(head))
+
+
+def needs_tokens(head: str) -> bool:
+    """Whether a head, a key of `HEADS`, needs the spatial tokens of its streams."""
+    return bool(HEADS[head].settings.get("spatial"))
 
 
 def project_features(data: FeatureSet, base_ids: Sequence[int], dim: int) -> FeatureSet:

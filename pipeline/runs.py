@@ -185,7 +185,7 @@ def evaluate_run(data: FeatureSet, split: ClassSplit, folders: Sequence[Path], c
 def _together(models: Sequence[Model], folders: Sequence[Path]) -> Model:
     """One model of all branches, without a belief: nobody fitted one on them together."""
     branches = [model.branch(name) for model in models for name in model.modalities]
-    names = [branch.spec.name for branch in branches]
+    names = [name for model in models for name in model.streams]
     if len(set(names)) < len(names):
         raise UserError(
             f"two runs look at {max(names, key=names.count)}; {folders[0]} ...; give a run for each modality"

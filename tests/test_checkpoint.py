@@ -240,6 +240,20 @@ def test_foreign_json_is_refused(tmp_path: Path, saved: dict[str, bytes], text: 
         load_training(tmp_path, make_task(), PROVENANCE)
 
 
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [("head", "otam2", "unknown head 'otam2'"), ("settings", {"width2": 1}, "unknown setting of head 'temporal'")],
+)
+def test_a_model_whose_head_is_gone_names_its_folder(tmp_path: Path, part: str, value: object, message: str) -> None:
+    model = start_training(make_task()).model
+    save_model(tmp_path, model, {})
+    tensors, data = checkpoint._read(tmp_path, "model")
+    data["branches"][0][part] = value
+    checkpoint._write(tmp_path, "model", tensors, data)
+    with pytest.raises(UserError, match=f"this amfir cannot .*{message}.*; in {tmp_path}; train again"):
+        load_model(tmp_path)
+
+
 @pytest.mark.parametrize("data", [{"branches": {}}, {"branches": [{}], "provenance": {}}, {"provenance": 1}])
 def test_whole_files_of_another_kind_are_refused(tmp_path: Path, data: dict[str, Any]) -> None:
     for name in ("model", "training"):

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 
+from amfir.cache import Row, StreamSpec, StreamWriter
 from amfir.meta.active import FUSIONS
 from amfir.pipeline.cli import cli
 
@@ -299,7 +301,10 @@ def test_bad_options_are_one_line(
         (("--optimizer", "adamx"), "unknown optimizer 'adamx'; did you mean 'adam'?"),
         (("--learning-rate", "0"), "learning rate is 0.0; each must be above 0"),
         (("--learning-rate", "nan"), "learning rate is nan"),
-        (("--set", "head.hold=-1"), "weights must be 0 or more"),
+        (("--learning-rate", "inf"), "learning rate is inf"),
+        (("--set", "head.hold=-1"), "hold is -1.0; --set; sizes and weights cannot be negative"),
+        (("--set", "head.dropout=1.5"), "dropout is 1.5; --set; give 0 to 1"),
+        (("--method", "trx-lf", "--set", "head.dim=0"), "dim is 0; head of tuples; give 1 or more"),
         (("--set", "head.holt=1"), "unknown setting of head 'temporal' 'holt'; did you mean 'hold'?"),
         (("--set", "head.dim=wide"), "dim is 'wide'; --set; give int such as 512"),
         (("--set", "training.rate=1"), "unknown setting of training 'rate'"),
@@ -411,6 +416,26 @@ def test_a_run_without_its_streams_is_refused(root: Path, trained: tuple[Path, d
     assert "no features of modality 'flow'; the model needs rgb, flow" in line
     rgb = plant(tmp_path / "rgb", streams=("rgb",))
     assert "no stream 'flow' in " in refused("eval", rgb, *EVAL, "--run", trained[0])
+
+
+def test_runs_with_and_without_spatial_tokens_are_fused(tmp_path: Path) -> None:
+    root = tmp_path / "cache"
+    for stream in ("rgb", "flow"):
+        with StreamWriter(root, StreamSpec(stream, 3, 1, 6, {}, tokens=4)) as writer:
+            for clip in range(60):
+                label = f"class {clip % 10}"
+                mean = np.random.default_rng((len(stream), clip % 10)).normal(size=6)
+                features = mean + np.random.default_rng((len(stream), clip)).normal(size=writer.spec.row_shape)
+                writer.add(Row(f"{clip}.mp4", label, features.astype(np.float16), np.zeros((1, 3)), 1, 1))
+    small = {"strm": ("--set", "head.dim=6"), "protonet": ()}
+    alone = {}
+    for method, stream in (("strm", "rgb"), ("protonet", "flow")):
+        folder = tmp_path / stream
+        reported("train", root, *TRAIN, "--method", method, "--streams", stream, *small[method], "--run", folder)
+        alone[stream] = reported("eval", root, *EVAL, "--run", folder)["accuracy"]
+    for order in (("rgb", "flow"), ("flow", "rgb")):
+        both = reported("eval", root, *EVAL, *(part for name in order for part in ("--run", tmp_path / name)))
+        assert {name: share["accuracy"] for name, share in both["modalities"].items()} == alone
 
 
 def test_a_missing_run_is_refused(root: Path, tmp_path: Path) -> None:

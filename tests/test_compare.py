@@ -344,6 +344,7 @@ def test_cost_of_a_resumed_training_is_reckoned_from_its_last_part() -> None:
     log = [{"episodes": 0.0}, *({"learning-rate": 0.1, "episodes": done} for done in (16.0, 32.0))]
     log += [{"learning-rate": 0.2, "episodes": done} for done in (16.0, 32.0, 48.0)]
     parameters = torch.nn.Linear(2, 3)
+    parameters.register_parameter("fixed", torch.nn.Parameter(torch.zeros(5), requires_grad=False))
     seconds = iter((10.0, 11.0, 13.0, 14.0))  # begun, told, told, asked
     clock = Clock(lambda share: None, lambda: next(seconds))
     for ready in (80, 96):
@@ -383,6 +384,19 @@ def test_two_methods_end_to_end_and_late_fusion_reuses_the_single_heads(root: Pa
     assert others.exit_code == 0, others.stderr
     again = json.loads(others.stdout)["entries"]
     assert [entry["accuracy"] for entry in again] == [shares["protonet", "flow"]]
+
+
+@pytest.mark.parametrize("damage", ["", "[]", "{}", "null"])
+def test_a_damaged_note_of_the_cost_costs_no_more_than_the_figure(root: Path, tmp_path: Path, damage: str) -> None:
+    methods = ("--methods", "protonet", "--arrangements", "rgb", "--shot", "1")
+    asked = ("compare", root, *SMALL, *methods, "--out", tmp_path)
+    accuracy = json.loads(run(*asked, "--json").stdout)["entries"][0]["accuracy"]
+    for file in (*tmp_path.glob("runs/*/cost.json"), *tmp_path.glob("cells/*/result.json")):
+        file.write_text(damage, encoding="utf-8")
+    result = run(*asked, "--json")
+    assert result.exit_code == 0, result.exception
+    entry = json.loads(result.stdout)["entries"][0]
+    assert (entry["accuracy"], entry["train_seconds"]) == (accuracy, None)
 
 
 def test_ctrl_c_keeps_the_training_and_says_how_to_go_on(root: Path, tmp_path: Path) -> None:

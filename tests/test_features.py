@@ -121,7 +121,9 @@ def test_spatial_tokens_are_kept_where_they_are_wanted(tmp_path: Path, packed: b
     assert data.features["rgb"].shape == (2, 1, 3, 12)
     truth = np.stack([np.random.default_rng(clip).normal(size=spec.row_shape)[:1] for clip in (0, 2)])
     np.testing.assert_array_equal(data.features["flow"].numpy(), truth.astype(np.float16))
+    assert torch.equal(load_features(root, tokens=("rgb", "flow")).features["flow"], data.features["flow"])
     mean = load_features(root).features["flow"]
+    assert torch.equal(load_features(root, tokens=("rgb",)).features["flow"], mean)
     torch.testing.assert_close(data.features["flow"].float().mean(3).half(), mean)
 
 

@@ -178,10 +178,17 @@ def test_the_loss_is_that_of_both_logits_apart() -> None:
             torch.testing.assert_close(losses[b, q], costs[0] + 0.1 * costs[1])
 
 
-def test_an_original_checkpoint_gives_the_formulas_logits() -> None:
+@pytest.mark.parametrize("distributed", [("",), ("attn_pat.", "fr_enrich.")], ids=["whole", "parts"])
+def test_an_original_checkpoint_gives_the_formulas_logits(distributed: tuple[str, ...]) -> None:
+    # The original's scripts train on 4 GPUs, where it wraps these two parts, not the whole, in DataParallel.
     state = original_state((2, 3))
     head = make(sizes=(2, 3))
-    head.load_original({f"module.{name}": value for name, value in state.items()})
+    given = {}
+    for name, value in state.items():
+        part = next((part for part in distributed if name.startswith(part)), None)
+        given[name if part is None else f"{part}module.{name.removeprefix(part)}"] = value
+    assert given.keys() != state.keys()
+    head.load_original(given)
     support, query = episode(shot=1)
     related, similar = obvious(state, [list(clips) for clips in support[0]], query[0, 1], sizes=2)
     torch.testing.assert_close(head(support, query)[0, 1], related + 0.1 * similar)

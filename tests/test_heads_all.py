@@ -312,6 +312,8 @@ def test_settings_that_are_not_there_or_of_another_type_are_refused(name: str) -
         build_head(name, inputs, {f"{own}x": 3})
     with pytest.raises(UserError, match=rf"{own} is 'wide'; .* int such as \d+$"):
         build_head(name, inputs, {own: "wide"})
+    with pytest.raises(UserError, match=rf"{own}.*-1"):
+        build_head(name, inputs, {own: -1})
     for key in HEADS[name].settings:
         with pytest.raises(UserError, match=rf"unknown setting of head .* '{key}'; "):
             build_head(name, inputs, {key: HEADS[name].settings[key]})

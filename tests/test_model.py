@@ -155,6 +155,10 @@ def test_features_of_another_kind_are_refused_in_one_line() -> None:
         model.scorer({"rgb": features["rgb"], "audio": features["audio"]})
     with pytest.raises(UserError, match="'rgb' are 13 wide"):
         model.scorer({**features, "rgb": torch.zeros(4, 1, 3, 13)})
+    with pytest.raises(UserError, match="'rgb' have 4 frames; the model was trained on 3 frames"):
+        model.scorer({**features, "rgb": torch.zeros(4, 1, 4, 12)})
+    with pytest.raises(UserError, match="'rgb' have 3 frames of 9 tokens; the model was trained on 3 frames"):
+        model.scorer({**features, "rgb": torch.zeros(4, 1, 3, 9, 12)})
 
 
 # --- gradients (Eq. 11) ---------------------------------------------------------------------------------------------

@@ -110,6 +110,16 @@ def test_resuming_before_anything_was_saved_starts_anew_and_resuming_what_is_fin
         assert whole(tmp_path) == whole(undisturbed[0])
 
 
+def test_a_split_or_profile_of_another_name_is_no_other_training(
+    data: FeatureSet, split: ClassSplit, undisturbed: tuple[Path, Training], tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        learn(data, split, tmp_path, stop_at=16)
+    renamed = replace(split, name="elsewhere/split.toml", source="elsewhere/split.toml")
+    learn(data, renamed, tmp_path, resume=True)
+    assert log_text(tmp_path) == log_text(undisturbed[0])
+
+
 def test_resuming_with_other_settings_is_refused(
     data: FeatureSet, split: ClassSplit, undisturbed: tuple[Path, Training]
 ) -> None:
@@ -279,6 +289,9 @@ def test_runs_of_a_modality_each_are_fused_late(data: FeatureSet, split: ClassSp
     assert both.method == "protonet"
     with pytest.raises(UserError, match="two runs look at rgb"):
         evaluate_run(data, split, [folders[0], folders[0]], config)
+    learn(data, split, tmp_path / "early", replace(PLAN, method="protonet-ec", episodes=0))
+    with pytest.raises(UserError, match="two runs look at flow"):
+        evaluate_run(data, split, [tmp_path / "early", folders[1]], config)
 
 
 def test_a_projection_travels_with_the_model(data: FeatureSet, split: ClassSplit, tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def read_config(
         settled: Fields that nobody may choose.
 
     Raises:
-        UserError: If a setting is unknown or of the wrong kind.
+        UserError: If a setting is unknown, of the wrong kind, negative, or no dropout.
     """
     settled = settled or {}
     known = {f.name: f.name for f in fields(config_type) if f.name not in settled}
@@ -111,6 +111,12 @@ def read_config(
         pick(known, key, f"setting of {owner}")
     defaults = config_type(**settled)
     values = {key: fit_value(f"{owner}: {key}", value, getattr(defaults, key)) for key, value in settings.items()}
+    for key, value in values.items():
+        parts = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(part, (int, float)) and part < 0 for part in parts):
+            raise UserError(f"{owner}: {key} is {value}; --set; sizes and weights cannot be negative")
+        if key == "dropout" and value > 1:
+            raise UserError(f"{owner}: {key} is {value}; --set; give 0 to 1")
     return config_type(**settled, **values)
 
 

@@ -118,7 +118,8 @@ class Head(nn.Module, ABC):
         """Take the head's parameters from a checkpoint of the original implementation; others in it are left alone.
 
         Args:
-            state: The original's state dict, with or without the `module.` that DataParallel puts before each name.
+            state: The original's state dict, with or without the `module.` that DataParallel puts into names: before
+                all of them, or inside those of the parts that the original distributes alone.
 
         Raises:
             UserError: If a head with parameters has no original, or the checkpoint lacks one, or in another shape.
@@ -128,7 +129,7 @@ class Head(nn.Module, ABC):
             return  # the original's parameters are its backbone's
         if not names:
             raise UserError(f"{type(self).__name__} has no parameters of an original; checkpoint; train it instead")
-        given = {name.removeprefix("module."): value for name, value in state.items()}
+        given = {_undistributed(name): value for name, value in state.items()}
         own = self.state_dict()
         for ours, theirs in names.items():
             if theirs not in given:
@@ -210,6 +211,11 @@ def shot_mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
     if mask is None:
         return values.mean(-1)
     return values.where(mask[:, None], 0).sum(-1) / mask.sum(-1)[:, None]
+
+
+def _undistributed(name: str) -> str:
+    """The name of a parameter without the steps into DataParallel."""
+    return ".".join(step for step in name.split(".") if step != "module")
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -111,6 +111,8 @@ class TupleAttention(nn.Module):
 
     def __init__(self, frames: int, features: int, dim: int, cardinality: int, dropout: float) -> None:
         super().__init__()
+        if dim < 1:
+            raise UserError(f"dim is {dim}; head of tuples; give 1 or more")
         self.positions = Positions(frames, features, dropout)
         self.k_linear = nn.Linear(features * cardinality, dim)
         self.v_linear = nn.Linear(features * cardinality, dim)

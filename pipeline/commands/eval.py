@@ -66,7 +66,7 @@ def _run(
     from ...meta.episodes import EpisodeShape
     from ...meta.evaluate import EvaluationConfig
     from ...meta.methods import parse_method
-    from ..features import load_features, load_for
+    from ..features import load_features, needs_tokens
     from ..runs import evaluate_run, evaluate_untrained
     from ..splits import load_split
 
@@ -79,7 +79,8 @@ def _run(
         data = load_features(cache, streams)
         return evaluate_untrained(data, load_split(split_name, data.class_names), config)
     streams = streams or tuple(dict.fromkeys(name for provenance in made for name in provenance["streams"]))
-    data = load_for(made[0]["head"]["name"], cache, streams)
+    spatial = [run for run in made if needs_tokens(run["head"]["name"])]
+    data = load_features(cache, streams, tokens=[name for run in spatial for name in run["streams"]])
     return evaluate_run(data, load_split(split_name, data.class_names), folders, config)
 
 
