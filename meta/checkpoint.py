@@ -22,7 +22,7 @@ from .train import Task, Training, start_training
 MODEL = "model"
 TRAINING = "training"
 
-NUMBERS = ("log", "rate", "episodes", "best_rate", "best_episodes", "best_accuracy", "stale")
+NUMBERS = ("log", "rate", "episodes", "best_rate", "best_episodes", "best_accuracy", "rate_accuracy", "stale")
 """What a training knows beside tensors."""
 
 

@@ -102,8 +102,10 @@ class Training:
     """Episodes behind `best`, at that rate."""
     best_accuracy: float = -1.0
     """Validation accuracy of `best` in percent."""
+    rate_accuracy: float = -1.0
+    """Best validation accuracy at the present rate."""
     stale: int = 0
-    """Validations since then, or since the present rate began."""
+    """Validations at the present rate since its best one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,11 +173,23 @@ def train(task: Task, training: Training) -> Iterator[Record]:
     while True:
         while training.episodes < task.config.episodes and training.stale < task.config.patience:
             record = _train_interval(task, training, sampler)
+            _check_finite(task, training, record)
             training.log.append({**_where(task, training), **record, **_validate(task, training)})
             yield training.log[-1]
         if not _next_rate(task, training):
             break
     training.model.load_state_dict(training.best)
+
+
+def _check_finite(task: Task, training: Training, record: Record) -> None:
+    """Refuse to end at chance without a word; where validation chooses, a rate that diverged is not chosen.
+
+    Raises:
+        UserError: If the loss is no number any more and nothing was validated before.
+    """
+    if not math.isfinite(record["loss"]) and not validates(task):
+        rate = task.config.learning_rates[training.rate]
+        raise UserError(f"the loss is {record['loss']} after {training.episodes} episodes; lower --learning-rate {rate}")
 
 
 def _where(task: Task, training: Training) -> Record:
@@ -190,7 +204,7 @@ def _next_rate(task: Task, training: Training) -> bool:
         return False
     new = start_training(task, training.rate + 1)
     training.model, training.optimizer, training.generator = new.model, new.optimizer, new.generator
-    training.rate, training.episodes, training.stale = new.rate, 0, 0
+    training.rate, training.episodes, training.stale, training.rate_accuracy = new.rate, 0, 0, -1.0
     return True
 
 
@@ -229,7 +243,7 @@ def _step(task: Task, training: Training, sampler: EpisodeSampler, batch: int) -
 @contextmanager
 def _dropout_of(seed: int, episodes: int) -> Iterator[None]:
     """Draw dropout from a seed of its own for each update, since layers know the global generator alone."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_generator(seed, 2 + episodes).initial_seed())
         yield
 
@@ -290,9 +304,10 @@ def _validate(task: Task, training: Training) -> Record:
     )
     if result.accuracy > training.best_accuracy:
         training.best, training.best_episodes, training.best_rate = _weights(model), training.episodes, training.rate
-        training.best_accuracy, training.stale = result.accuracy, 0
-    else:
-        training.stale += 1
+        training.best_accuracy = result.accuracy
+    better = result.accuracy > training.rate_accuracy
+    training.stale = 0 if better else training.stale + 1
+    training.rate_accuracy = max(training.rate_accuracy, result.accuracy)
     return {"validation": result.accuracy}
 
 

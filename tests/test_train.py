@@ -252,6 +252,18 @@ def test_validation_chooses_the_learning_rate() -> None:
         assert [record for record in tried.log if record.get("learning-rate") == rate] == records
 
 
+def test_a_rate_that_improves_below_the_best_of_another_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    script(monkeypatch, [50, 80, 79, 78, 40, 45, 50, 55, 56])
+    training, seen = snapshots(make_task(learning_rates=(0.01, 0.02), episodes=80, patience=2))
+    assert [record["validation"] for record, _ in seen] == [50, 80, 79, 78, 40, 45, 50, 55, 56]
+    assert (training.best_rate, training.best_episodes, training.best_accuracy) == (0, 16, 80)
+
+
+def test_a_loss_that_is_no_number_is_refused_where_nothing_can_choose() -> None:
+    with pytest.raises(UserError, match="the loss is nan after .*; lower --learning-rate"):
+        run(make_task(learning_rates=(1e25,), num_val=0))
+
+
 def test_without_validation_the_first_rate_is_taken() -> None:
     tried = run(make_task(learning_rates=(0.02, 0.5), num_val=0))
     assert equal(weights(tried), weights(run(make_task(learning_rates=(0.02,), num_val=0))))

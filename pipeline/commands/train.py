@@ -62,6 +62,8 @@ def train(cache: Path, split: str, folder: Path, as_json: bool, **settings: Any)
         return
     validation = summary["validation"]
     checked = "no validation classes" if validation is None else f"validation {validation:.1f} %"
+    if summary["learning_rate"] is not None:
+        checked += f", learning rate {summary['learning_rate']:g}"
     click.echo(
         f"{summary['method']}: {summary['episodes']} episodes, best after {summary['best_episodes']} ({checked}), "
         f"{summary['seconds']:.1f} s; {folder}"
@@ -117,8 +119,10 @@ def _run(
 
 
 def _outcome(training: "Training") -> dict[str, Any]:
+    tried = list(dict.fromkeys(record["learning-rate"] for record in training.log if "learning-rate" in record))
     return {
         "episodes": training.episodes,
+        "learning_rate": tried[training.best_rate] if tried else None,
         "best_episodes": training.best_episodes,
         "validation": training.best_accuracy if training.best_accuracy >= 0 else None,
         "temperatures": training.model.temperatures,
