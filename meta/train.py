@@ -189,7 +189,9 @@ def _check_finite(task: Task, training: Training, record: Record) -> None:
     """
     if not math.isfinite(record["loss"]) and not validates(task):
         rate = task.config.learning_rates[training.rate]
-        raise UserError(f"the loss is {record['loss']} after {training.episodes} episodes; lower --learning-rate {rate}")
+        raise UserError(
+            f"the loss is {record['loss']} after {training.episodes} episodes; lower --learning-rate {rate}"
+        )
 
 
 def _where(task: Task, training: Training) -> Record:
