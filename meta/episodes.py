@@ -107,9 +107,10 @@ class EpisodeSampler:
 def _check_size(name: str, num_clips: int, shape: EpisodeShape) -> None:
     need = shape.shot + shape.query
     if num_clips < need:
+        mend = "--query (training.query where a profile sets it)"
         raise UserError(
             f"class {name!r} has {num_clips} clips; an episode of {shape.shot} shot + {shape.query} queries "
-            f"needs {need}; lower --query or leave the class out"
+            f"needs {need}; lower {mend if num_clips > shape.shot else '--shot'} or leave the class out"
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cache.errors import pick
+from ..cache.errors import UserError, pick
 from ..meta.active import fuse
 from ..meta.episodes import Episodes, EpisodeSampler
 from ..meta.evaluate import EvaluationConfig, draw_block, evaluate_scorer, observations
@@ -77,11 +77,13 @@ def bench_eval(names: Sequence[str], clips: Clips, config: EvaluationConfig, loo
 
 
 def require_heads(names: Sequence[str]) -> None:
-    """Refuse what is neither `amfir` nor a head.
+    """Refuse what is neither `amfir` nor a head, and nothing at all.
 
     Raises:
         UserError: Naming the nearest.
     """
+    if not names:
+        raise UserError("no head to measure; --heads; give some, such as --heads amfir,otam")
     for name in names:
         pick({"amfir": METHODS["amfir"], **HEADS}, name, "head")
 

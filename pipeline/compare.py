@@ -15,6 +15,8 @@ from typing import Any
 from ..cache.errors import UserError
 from ..cache.files import file_errors
 from ..meta.episodes import EpisodeSampler
+from ..meta.heads import head_config
+from ..meta.methods import parse_method
 from .compare_cells import Cell, Wish, plan_cells
 from .compare_entries import Entry, Setting, make_entries
 from .compare_plot import plot_comparison
@@ -85,7 +87,8 @@ def compare(
         make_runner: Instead of the real one, in tests.
 
     Raises:
-        UserError: If something asked for is unknown, or episodes do not fit the classes; before anything is run.
+        UserError: If something asked for is unknown, episodes do not fit the classes, or `out` cannot be written;
+            before anything is run.
     """
     if jobs < 1:
         raise UserError(f"jobs is {jobs}; --jobs; give 1 or more")
@@ -94,6 +97,8 @@ def compare(
     names = tuple(data.features)
     cells, notes = plan_cells(wish, names, tokens=all(spec.tokens for spec in data.specs.values()))
     _check_episodes(data, split, config, wish.shots)
+    _check_settings(cells, config)
+    _make_folder(out)
     store = CellStore(out, config, origin(cache, data, split), cells)
     setting = Setting(split.name, config.way, config.query, config.episodes, _backbones(data))
     del data  # processes read it for themselves
@@ -141,6 +146,29 @@ def _check_episodes(data: FeatureSet, split: ClassSplit, config: CompareConfig, 
         EpisodeSampler(data.labels, data.ids(split.test), config.shape(shot), data.class_names)
 
 
+def _check_settings(cells: Sequence[Cell], config: CompareConfig) -> None:
+    """Refuse settings that suit none of the heads; where they suit some, the cells of the others fail."""
+    heads = {parse_method(cell.method).head: cell for cell in cells}
+    faults = []
+    for head, cell in heads.items():
+        plan = config.plan(cell)
+        try:
+            plan.train_config()
+            head_config(head, plan.read_profile().head)
+        except UserError as fault:
+            faults.append(fault)
+    if len(faults) == len(heads):
+        raise faults[0]
+
+
+def _make_folder(out: Path) -> None:
+    with file_errors(out):
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise UserError(f"{out} is no directory; --out; choose another one") from None
+
+
 def _backbones(data: FeatureSet) -> dict[str, str]:
     """Stream -> name of its network, as far as its spec says."""
     found = {}
@@ -153,7 +181,6 @@ def _backbones(data: FeatureSet) -> dict[str, str]:
 def _write(out: Path, entries: Sequence[Entry], setting: Setting, notes: Sequence[str]) -> dict[str, Path]:
     files = {kind: out / f"table.{kind}" for kind in ("md", "csv", "json", "png")}
     with file_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
         write_whole(files["md"], markdown(entries, setting, notes))
         write_whole(files["csv"], to_csv(entries, setting))
         write_whole(files["json"], json.dumps(records(entries, setting), indent=2))

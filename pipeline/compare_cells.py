@@ -86,7 +86,7 @@ def plan_cells(wish: Wish, streams: Sequence[str], *, tokens: bool) -> tuple[lis
     if left_out:
         notes.append(f"not compared, since they need two modalities: {', '.join(dict.fromkeys(left_out))}")
     if not cells:
-        raise UserError(f"nothing to compare; {'; '.join(notes)}; add a head to --methods or a stream to the cache")
+        raise UserError("; ".join(("nothing to compare", *notes, "add a head to --methods or a stream to the cache")))
     return list(cells), notes
 
 

@@ -116,11 +116,10 @@ def _ranking(entries: Sequence[Entry]) -> str:
         accuracy = f"{entry.accuracy:.2f} +- {entry.ci95:.2f}"
         lines.append(_line([str(place), entry.title, arrangement, accuracy, *_behind(entry.to_table), *_spent(entry)]))
     compared = sum(not entry.failed for entry in entries) - 1
-    note = (
-        "Ranking: each method in the arrangement that came out best on these very episodes, against the best of all; "
-        f"p is adjusted over all {compared} entries of this shot that are held against it."
-    )
-    return "\n".join(lines) + f"\n\n{note}"
+    note = "Ranking: each method in the arrangement that came out best on these very episodes, against the best of all"
+    if compared:
+        note += f"; p is adjusted over all {compared} entries of this shot that are held against it"
+    return "\n".join(lines) + f"\n\n{note}."
 
 
 def _behind(difference: Difference | None) -> list[str]:

@@ -30,13 +30,14 @@ def plot_curves(log: Sequence[Mapping[str, float]], modalities: Sequence[str], p
         ("free-energy", "free energy", None),
         ("group", "share of queries in the group", None),
     )
+    fused = len(modalities) > 1  # or the curve of all covers the only one
     for axis, (key, title, total) in zip(axes.flat, panels, strict=True):
         for name in modalities:
             _curve(axis, log, f"{key}/{name}", name, COLOURS.get(name, NEUTRAL))
-        if total:
+        if total and fused:
             _curve(axis, log, total, "all" if total == "loss" else "fused", FUSED)
         if key == "accuracy":
-            _curve(axis, log, "validation", "validation, fused", "black")
+            _curve(axis, log, "validation", "validation, fused" if fused else "validation", "black")
         axis.set(title=title, xlabel="training episodes")
         axis.grid(alpha=0.25)
         if axis.lines:

@@ -81,6 +81,13 @@ def test_an_unknown_head_is_refused() -> None:
         result = CliRunner().invoke(cli, ["bench", command, "--heads", "otamm"])
         assert result.exit_code == 2
         assert "did you mean 'otam'" in result.stderr
+        assert "no head to measure; --heads" in CliRunner().invoke(cli, ["bench", command, "--heads", ""]).stderr
+
+
+def test_a_loop_longer_than_a_block_is_refused() -> None:
+    result = CliRunner().invoke(cli, ["bench", "eval", "--loop-episodes", "251"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "251 is not in the range 1<=x<=250" in result.stderr
 
 
 def test_a_fresh_process_tells_its_own_peak() -> None:

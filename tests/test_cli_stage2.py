@@ -303,6 +303,8 @@ def test_bad_options_are_one_line(
         (("--learning-rate", "nan"), "learning rate is nan"),
         (("--learning-rate", "inf"), "learning rate is inf"),
         (("--set", "head.hold=-1"), "hold is -1.0; --set; sizes and weights cannot be negative"),
+        (("--method", "otam-lf", "--set", "head.scale=nan"), "scale is nan; --set; give a finite number"),
+        (("--set", "early.project=8"), "'early.project=8' changes nothing; --set; method 'amfir' has no early fusion"),
         (("--set", "head.dropout=1.5"), "dropout is 1.5; --set; give 0 to 1"),
         (("--method", "trx-lf", "--set", "head.dim=0"), "dim is 0; head of tuples; give 1 or more"),
         (("--set", "head.holt=1"), "unknown setting of head 'temporal' 'holt'; did you mean 'hold'?"),

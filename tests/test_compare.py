@@ -202,7 +202,7 @@ def test_a_changed_setting_makes_other_cells(root: Path, tmp_path: Path) -> None
         {"config": replace(CONFIG, query=1)},
         {"config": replace(CONFIG, profile="paper")},
         {"config": replace(CONFIG, settings=("training.weight_decay=0.01",))},
-        {"config": replace(CONFIG, settings=("head.temperature_of_otam=1",))},
+        {"config": replace(CONFIG, settings=("head.smoothing=1",))},
         {"config": replace(CONFIG, settings=("early.width_of_ec=3",))},
         {"config": replace(CONFIG, project=4)},
         {"split": "random:1"},
@@ -422,9 +422,10 @@ def test_a_killed_process_is_one_line() -> None:
 
 def test_a_failing_cell_ends_with_code_3_and_stands_in_the_table(rgb_root: Path, tmp_path: Path) -> None:
     asked = ("compare", rgb_root, *SMALL, "--methods", "protonet,otam", "--shot", "1", "--out", tmp_path)
-    result = run(*asked, "--set", "head.temperature_of_otam=1")
+    result = run(*asked, "--set", "head.smoothing=0.2")
     assert result.exit_code == 3, result.stderr
     assert "| ProtoNet | failed (1) |" in result.stdout
+    assert "unknown setting of head 'protonet' 'smoothing'" in result.stdout
     assert "left out: flow, ec, ea, lf, ami; the cache has rgb only" in result.stderr
     assert "entries failed" in result.stderr
 
@@ -441,6 +442,9 @@ def test_a_failing_cell_ends_with_code_3_and_stands_in_the_table(rgb_root: Path,
         (("--project", "-1"), "project is -1"),
         (("--episodes", "1"), "episodes is 1"),
         (("--streams", "depth"), "no stream 'depth'"),
+        (("--methods", "otam,protonet", "--set", "head.smothing=1"), "unknown setting of head 'otam' 'smothing'"),
+        (("--set", "training.momentun=1"), "did you mean 'momentum'"),
+        (("--methods", ""), "nothing to compare; add a head to --methods"),
     ],
 )
 def test_bad_input_is_one_line(root: Path, tmp_path: Path, arguments: Sequence[str], message: str) -> None:
@@ -449,3 +453,12 @@ def test_bad_input_is_one_line(root: Path, tmp_path: Path, arguments: Sequence[s
     assert message in result.stderr
     assert result.stderr.count("\n") == 1, result.stderr
     assert result.stdout == ""
+
+
+def test_a_place_that_is_no_directory_is_refused_before_anything_is_run(root: Path, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for out in (file, file / "below"):
+        result = run("compare", root, *SMALL, "--methods", "protonet", "--out", out)
+        assert result.exit_code == 2
+        assert result.stderr == f"Error: {out} is no directory; --out; choose another one\n"

@@ -130,12 +130,15 @@ def test_a_class_with_exactly_enough_clips_works_and_one_less_is_named() -> None
     labels = torch.tensor([0] * 6 + [1] * 6 + [2] * 3)
     EpisodeSampler(labels, [0, 1], EpisodeShape(2, 1, 5)).sample(3, generator())
     message = (
-        "class 'juggling' has 3 clips; an episode of 1 shot + 5 queries needs 6; lower --query or leave the class out"
+        "class 'juggling' has 3 clips; an episode of 1 shot + 5 queries needs 6; "
+        "lower --query (training.query where a profile sets it) or leave the class out"
     )
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
         EpisodeSampler(labels, [0, 1, 2], EpisodeShape(2, 1, 5), ["run", "walk", "juggling"])
     with pytest.raises(UserError, match="class '3' has 0 clips"):
         EpisodeSampler(labels, [0, 1, 3], EpisodeShape(2, 1, 5))
+    with pytest.raises(UserError, match="needs 7; lower --shot or leave the class out"):
+        EpisodeSampler(labels, [0, 1], EpisodeShape(2, 6, 1))  # no --query is low enough
 
 
 def test_more_ways_than_classes_is_refused() -> None:

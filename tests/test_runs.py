@@ -24,7 +24,7 @@ from amfir.meta.episodes import EpisodeShape
 from amfir.meta.evaluate import EvaluationConfig, evaluate
 from amfir.meta.train import Training
 from amfir.pipeline.features import FeatureSet, load_features, project_features
-from amfir.pipeline.plots import COLOURS, plot_curves
+from amfir.pipeline.plots import COLOURS, FUSED, plot_curves
 from amfir.pipeline.runs import RunPlan, evaluate_run, evaluate_untrained, train_run, write_log
 from amfir.pipeline.splits import ClassSplit, load_split
 
@@ -167,6 +167,13 @@ def test_curves_show_what_there_is(tmp_path: Path) -> None:
     assert not without.any()
     assert shown[:385, 605:].sum() > 500
     assert shown.sum() == shown[:385, 605:].sum()
+
+
+def test_one_modality_alone_has_no_curve_of_all_that_covers_it(tmp_path: Path) -> None:
+    log = [{"episodes": x, "loss": x, "cross-entropy/rgb": x, "cross-entropy/flow": 2 * x} for x in (0.0, 9.0)]
+    for names, drawn in ((["rgb"], False), (["rgb", "flow"], True)):
+        plot_curves(log, names, tmp_path / "curves.png")
+        assert _near(tmp_path / "curves.png", FUSED).any() == drawn
 
 
 def _near(path: Path, colour: str) -> NDArray[np.bool_]:

@@ -260,7 +260,7 @@ def test_a_rate_that_improves_below_the_best_of_another_goes_on(monkeypatch: pyt
 
 
 def test_a_loss_that_is_no_number_is_refused_where_nothing_can_choose() -> None:
-    with pytest.raises(UserError, match="the loss is nan after .*; lower --learning-rate"):
+    with pytest.raises(UserError, match=r"the loss is nan after .*; lower --learning-rate"):
         run(make_task(learning_rates=(1e25,), num_val=0))
 
 

@@ -1,6 +1,7 @@
 """Heads by name: the methods of the field, one file each."""
 
 import importlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -103,7 +104,7 @@ def read_config(
         settled: Fields that nobody may choose.
 
     Raises:
-        UserError: If a setting is unknown, of the wrong kind, negative, or no dropout.
+        UserError: If a setting is unknown, of the wrong kind, negative, not finite, or no dropout.
     """
     settled = settled or {}
     known = {f.name: f.name for f in fields(config_type) if f.name not in settled}
@@ -115,6 +116,8 @@ def read_config(
         parts = value if isinstance(value, tuple) else (value,)
         if any(isinstance(part, (int, float)) and part < 0 for part in parts):
             raise UserError(f"{owner}: {key} is {value}; --set; sizes and weights cannot be negative")
+        if any(isinstance(part, float) and not math.isfinite(part) for part in parts):
+            raise UserError(f"{owner}: {key} is {value}; --set; give a finite number")
         if key == "dropout" and value > 1:
             raise UserError(f"{owner}: {key} is {value}; --set; give 0 to 1")
     return config_type(**settled, **values)

@@ -137,7 +137,13 @@ def extract(videos: Path | None, clips: int, as_json: bool, **settings: Any) -> 
 
 @bench.command(name="eval")
 @click.option("--episodes", default=10_000, show_default=True, help="Episodes of the batched evaluation.")
-@click.option("--loop-episodes", default=200, show_default=True, help="Episodes of the plain loop, at most 250.")
+@click.option(
+    "--loop-episodes",
+    type=click.IntRange(1, 250),
+    default=200,
+    show_default=True,
+    help="Episodes of the plain loop, at most 250.",
+)
 @_heads
 @click.option("--shot", type=click.IntRange(1), default=1, show_default=True, help="Support clips of a class.")
 @click.option("--query", type=click.IntRange(1), default=1, show_default=True, help="Query clips of a class.")

@@ -101,6 +101,8 @@ def _run(
     settings = (*settings, *(f"training.{name}={value}" for name, value in shortcuts.items() if value is not None))
     plan = RunPlan(method, EpisodeShape(way, shot, query), profile, settings, **given)
     plan.train_config()
+    if not plan.read_method().early and (idle := [each for each in settings if each.strip().startswith("early.")]):
+        raise UserError(f"{idle[0]!r} changes nothing; --set; method {method!r} has no early fusion, otam-ec has one")
     data = load_for(plan.read_method().head, cache, streams)
     split = load_split(split_name, data.class_names)
     if project:
