@@ -40,7 +40,7 @@ class DemoConfig:
     clips_per_class: int = 10
     image_size: int = 160
     """Side of clips and network inputs in pixels."""
-    training: RunPlan = field(default_factory=RunPlan)
+    training: RunPlan = field(default_factory=lambda: RunPlan(episodes=640))
     """Its episodes' shape is the evaluation's too; its method is not looked at."""
     episodes: int = 10_000
     """Episodes of each evaluation."""

@@ -104,6 +104,7 @@ def test_training_writes_the_model_its_state_a_log_and_curves(trained: tuple[Pat
         "shot": 1,
         "query": 2,
         "episodes": 32,
+        "learning_rate": 0.001,
         "best_episodes": 32,
         "validation": None,
     }
@@ -202,7 +203,7 @@ def test_the_text_for_people_names_what_was_found(
     assert "right modality" not in result.stdout
     result = run("train", root, *TRAIN, "--run", tmp_path / "run")
     assert result.exit_code == 0, result.stderr
-    assert result.stdout.startswith("amfir: 32 episodes, best after 32 (no validation classes), ")
+    assert result.stdout.startswith("amfir: 32 episodes, best after 32 (no validation classes, learning rate 0.001), ")
     assert "32/32" in result.stderr
 
 

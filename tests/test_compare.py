@@ -442,8 +442,11 @@ def test_a_failing_cell_ends_with_code_3_and_stands_in_the_table(rgb_root: Path,
         (("--project", "-1"), "project is -1"),
         (("--episodes", "1"), "episodes is 1"),
         (("--streams", "depth"), "no stream 'depth'"),
-        (("--methods", "otam,protonet", "--set", "head.smothing=1"), "unknown setting of head 'otam' 'smothing'"),
-        (("--set", "training.momentun=1"), "did you mean 'momentum'"),
+        (
+            ("--shot", "1", "--methods", "otam,protonet", "--set", "head.smothing=1"),
+            "unknown setting of head 'otam' 'smothing'",
+        ),
+        (("--shot", "1", "--set", "training.momentun=1"), "did you mean 'momentum'"),
         (("--methods", ""), "nothing to compare; add a head to --methods"),
     ],
 )
@@ -459,6 +462,6 @@ def test_a_place_that_is_no_directory_is_refused_before_anything_is_run(root: Pa
     file = tmp_path / "file"
     file.touch()
     for out in (file, file / "below"):
-        result = run("compare", root, *SMALL, "--methods", "protonet", "--out", out)
+        result = run("compare", root, *SMALL, "--methods", "protonet", "--shot", "1", "--out", out)
         assert result.exit_code == 2
         assert result.stderr == f"Error: {out} is no directory; --out; choose another one\n"

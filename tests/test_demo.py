@@ -164,5 +164,5 @@ def test_the_help_says_what_it_is_and_the_defaults_are_the_demos() -> None:
     assert "no figure on them is a benchmark result" in " ".join(result.stdout.split())
     config = DemoConfig()
     assert (config.classes, config.clips_per_class, config.image_size, config.episodes) == (24, 10, 160, 10_000)
-    assert config.training == RunPlan()
+    assert config.training == RunPlan(episodes=640)
     assert config.training.shape == EpisodeShape(5, 1, 5)

@@ -62,11 +62,9 @@ def train(cache: Path, split: str, folder: Path, as_json: bool, **settings: Any)
         return
     validation = summary["validation"]
     checked = "no validation classes" if validation is None else f"validation {validation:.1f} %"
-    if summary["learning_rate"] is not None:
-        checked += f", learning rate {summary['learning_rate']:g}"
     click.echo(
-        f"{summary['method']}: {summary['episodes']} episodes, best after {summary['best_episodes']} ({checked}), "
-        f"{summary['seconds']:.1f} s; {folder}"
+        f"{summary['method']}: {summary['episodes']} episodes, best after {summary['best_episodes']} ({checked}, "
+        f"learning rate {summary['learning_rate']:g}), {summary['seconds']:.1f} s; {folder}"
     )
 
 
@@ -117,14 +115,13 @@ def _run(
             progress=lambda ready, total, note: bar.update(ready, total, note=note),
         )
     asked = {"run": str(folder), "method": method, "way": way, "shot": shot, "query": query}
-    return {**asked, **_outcome(training), "seconds": time.perf_counter() - started}
+    return {**asked, **_outcome(training, plan.train_config().learning_rates), "seconds": time.perf_counter() - started}
 
 
-def _outcome(training: "Training") -> dict[str, Any]:
-    tried = list(dict.fromkeys(record["learning-rate"] for record in training.log if "learning-rate" in record))
+def _outcome(training: "Training", rates: tuple[float, ...]) -> dict[str, Any]:
     return {
         "episodes": training.episodes,
-        "learning_rate": tried[training.best_rate] if tried else None,
+        "learning_rate": rates[training.best_rate],
         "best_episodes": training.best_episodes,
         "validation": training.best_accuracy if training.best_accuracy >= 0 else None,
         "temperatures": training.model.temperatures,
