@@ -333,6 +333,7 @@ def test_bad_options_of_training_are_one_line(
 
 
 def test_bad_options_of_evaluation_are_one_line(root: Path, trained: tuple[Path, dict[str, Any]]) -> None:
+    assert "'otam-lf' has to be trained; --method without --run" in refused("eval", root, *EVAL, "--method", "otam-lf")
     assert "episodes is 0; an accuracy needs at least 1; raise --episodes" in refused(
         "eval", root, *EVAL, "--episodes", "0"
     )

@@ -83,6 +83,16 @@ def test_the_first_step_is_that_of_the_optimiser_without_decay(optimizer: str) -
         torch.testing.assert_close(training.model.state_dict()[name], value.detach() - 0.1 * step, rtol=1e-4, atol=1e-5)
 
 
+def test_a_batch_that_goes_through_the_heads_in_pieces_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make_task(optimizer="sgd", learning_rates=(0.1,), episodes=16, num_val=0)
+    whole = run(task)
+    monkeypatch.setattr(train_module, "MAX_VALUES", 1)
+    pieces = run(task)
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(pieces.model.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+    assert pieces.log[-1]["loss"] == pytest.approx(whole.log[-1]["loss"], rel=1e-4)
+
+
 def drift(head: Head) -> float:
     weight, begin = head.get_parameter("weight").detach(), head.get_buffer("begin")
     return float((weight - begin).square().sum() / begin.square().sum())

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ...cache.errors import UserError
 from ..console import json_option, print_json, print_table, resumable
 from .stage2 import episode_options
 
@@ -75,6 +76,8 @@ def _run(
     default = made[0]["fusion"] if len(made) == 1 else "posterior-mean" if made else "late"
     fusion = fusion or (parse_method(method).fusion if method else default)
     config = EvaluationConfig(shape, episodes, seed, fusion, criterion)
+    if not made and method and parse_method(method).head != "temporal":
+        raise UserError(f"{method!r} has to be trained; --method without --run; train it, then give its --run")
     if not made:
         data = load_features(cache, streams)
         return evaluate_untrained(data, load_split(split_name, data.class_names), config)
