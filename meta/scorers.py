@@ -23,8 +23,8 @@ MAX_KEPT = 2**30
 MAX_TABLE = 2**28
 """Bytes of a clip-by-clip table: that of 8192 clips."""
 
-MAX_HELD = 3 * 2**20
-"""Numbers a thread may hold while it scores (12 MiB): more would leave the processor's caches, less is overhead."""
+MAX_HELD = 2**22
+"""Numbers a thread may hold while it scores (16 MiB): more would leave the processor's caches, less is overhead."""
 
 ENCODED_AT_ONCE = 2**22
 """Numbers of the features, or encodings, of the clips that are encoded together."""
