@@ -1,8 +1,11 @@
 """Methods by name: a head, how the modalities come together, how they are taught, how their views are fused."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from ..cache.errors import pick
+from ..cache.errors import UserError, pick
+from .active import CRITERIA
 from .heads import HEADS
 from .objective import ObjectiveConfig
 
@@ -69,12 +72,32 @@ METHODS: dict[str, Method] = {
 """Methods with a name of their own; `amfar[HEAD]` and `amfir[HEAD]` take another head."""
 
 
+VARIANTS: dict[str, Mapping[str, Any]] = {
+    "no-rd": {"drop_groups": ("rgb",)},
+    "no-fd": {"drop_groups": ("flow",)},
+    "no-amd": {"strategy": "none"},
+    "no-ami": {"fusion": "late"},
+    "no-ac": {"criterion": "certainty-relative"},
+    "no-rc": {"criterion": "certainty-absolute"},
+    "rgb-teacher": {"strategy": "rgb-teacher"},
+    "flow-teacher": {"strategy": "flow-teacher"},
+    **{name: {"criterion": name} for name in CRITERIA if name != "belief"},
+}
+"""What may follow a method that distils, after a colon: an arm of the ablations (AMFIR Table 2 and Figure 4, AMFAR
+Table 2), or another criterion of ASI's groups. A belief is fitted after training, so it cannot form groups in it."""
+
+
 def parse_method(name: str) -> Method:
     """The method of that name: a key of `METHODS`, `amfir[HEAD]`, `amfar[HEAD]`, or HEAD with one of `ARRANGEMENTS`.
+
+    A method that distils may be followed by a colon and one of `VARIANTS`: `amfir:no-amd`.
 
     Raises:
         UserError: If it is unknown; the message names the nearest.
     """
+    whole, colon, variant = name.partition(":")
+    if colon:
+        return _vary(parse_method(whole), name, variant)
     if name in METHODS:
         return METHODS[name]
     outer, bracket, inner = name.partition("[")
@@ -94,3 +117,11 @@ def parse_method(name: str) -> Method:
             )
     known = [*METHODS, *(head + suffix for suffix in ARRANGEMENTS for head in HEADS)]
     return pick(dict.fromkeys(known, METHODS["amfir"]), name, "method")
+
+
+def _vary(method: Method, name: str, variant: str) -> Method:
+    if method.objective.strategy == "none":
+        raise UserError(f"{method.name!r} does not distil; method {name!r}; variants are for amfir, amfar and HEAD+ami")
+    changes = dict(pick(VARIANTS, variant, "variant"))
+    fusion = changes.pop("fusion", method.fusion)
+    return replace(method.with_objective(**changes), name=name, fusion=fusion)

@@ -105,15 +105,26 @@ def compare(
     for note in notes:
         say(note)
     maker = make_runner(store) if make_runner else partial(open_bench, cache, names, split_name, store)
-    results = _results(cells, store, maker, jobs, say)
+    results = finish_cells(cells, store, maker, jobs, say)
     entries = make_entries(results, setting)
     return Comparison(setting, entries, notes, _write(out, entries, setting, notes))
 
 
-def _results(
+def finish_cells(
     cells: Sequence[Cell], store: CellStore, make_runner: Callable[[], Runner], jobs: int, say: Callable[[str], None]
-) -> Mapping[Cell, Measured | str]:
-    """The outcome of every cell, in their order."""
+) -> dict[Cell, Measured | str]:
+    """Look up the cells that are finished and run the others.
+
+    Args:
+        cells: Each after its parts.
+        store: Knows all of them.
+        make_runner: As `run_cells` has it.
+        jobs: Processes.
+        say: Told how many are finished.
+
+    Returns:
+        The outcome of every cell, in their order, or the line of the error that ended it.
+    """
     results: dict[Cell, Measured | str] = {}
     forecast = Forecast()
     for cell in cells:

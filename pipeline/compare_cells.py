@@ -42,7 +42,7 @@ class Cell:
     def label(self) -> str:
         """Names it for people, and for the file system."""
         stream = "" if self.arrangement in (*FUSED, OWN) else f"-{self.arrangement}"
-        return f"{self.method}{stream}-{self.shot}shot-seed{self.seed}"
+        return f"{self.method.replace(':', '_')}{stream}-{self.shot}shot-seed{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def _cells_of(name: str, arrangements: Sequence[str], streams: tuple[str, ...], 
     cell = Cell(name, name, OWN, streams, shot, seed)
     if method.early:
         return [cell]
-    if method.objective.strategy != "none":
+    if method.calibrated:
         return [replace(cell, arrangement="ami")]
     return [replace(cell, arrangement="lf", parts=_singles(method.head, streams, shot, seed))]
 

@@ -1,0 +1,1 @@
+"""Nearest prototypes among very many: one index for all modalities and every query's own weights."""

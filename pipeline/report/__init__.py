@@ -1,0 +1,1 @@
+"""Studies as pages that people read: HTML, Markdown with pictures, LaTeX."""
