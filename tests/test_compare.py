@@ -132,6 +132,12 @@ def test_names_of_methods_are_single_cells() -> None:
     assert [part.label for part in logits.parts] == ["otam-rgb-1shot-seed0", "otam-flow-1shot-seed0"]
 
 
+def test_an_ablation_without_distillation_is_trained_as_one_model() -> None:
+    (cell,) = planned("amfir:no-amd")
+    assert (cell.arrangement, cell.parts) == ("ami", ())
+    assert cell.label == "amfir_no-amd-1shot-seed0"
+
+
 def test_a_name_given_twice_is_compared_once() -> None:
     assert planned("otam", "otam", "otam-ec") == planned("otam")
 

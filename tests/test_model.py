@@ -253,6 +253,44 @@ def test_a_method_with_another_objective_keeps_the_rest() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("amfir:no-rd", {"drop_groups": ("rgb",)}),
+        ("amfir:no-fd", {"drop_groups": ("flow",)}),
+        ("amfir:no-amd", {"strategy": "none"}),
+        ("amfir:rgb-teacher", {"strategy": "rgb-teacher"}),
+        ("amfir[otam]:max-prob", {"criterion": "max-prob"}),
+        ("trx+ami:flow-teacher", {"strategy": "flow-teacher"}),
+        # AMFAR without absolute certainty forms its groups by the relative one alone, and the other way round.
+        ("amfar:no-ac", {"criterion": "certainty-relative"}),
+        ("amfar:no-rc", {"criterion": "certainty-absolute"}),
+    ],
+)
+def test_an_ablation_changes_its_arm_and_nothing_else(name: str, changes: dict[str, object]) -> None:
+    whole = parse_method(name.partition(":")[0])
+    assert parse_method(name) == replace(whole.with_objective(**changes), name=name)
+
+
+def test_without_ami_the_training_is_that_of_the_whole_method() -> None:
+    assert parse_method("amfir:no-ami") == replace(parse_method("amfir"), name="amfir:no-ami", fusion="late")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("amfir:no-amdd", "unknown variant 'no-amdd'; did you mean 'no-amd'"),
+        ("amfir:belief", "unknown variant 'belief'"),
+        ("amfirr:no-amd", "unknown method 'amfirr'"),
+        ("amfir:no-amd:no-rd", "unknown variant 'no-amd:no-rd'"),
+        ("otam-lf:no-amd", "'otam-lf' does not distil"),
+    ],
+)
+def test_variants_that_make_no_sense_are_refused(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_method(name)
+
+
+@pytest.mark.parametrize(
     ("name", "near"), [("amfirr", "amfir"), ("otamm", "otam"), ("trx-lg", "trx-lf"), ("amfir[otamm]", "otam")]
 )
 def test_an_unknown_method_is_refused_naming_the_nearest(name: str, near: str) -> None:
