@@ -1,4 +1,4 @@
-"""`amfir cache`: look into a cache, check it, pack it."""
+"""`amfir cache`: look into a cache, check it, pack it, exchange features with other programs."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..console import EXIT_PARTIAL, json_option, print_json, print_table, printable, say
+from .exchange import export_command, import_command
 
 if TYPE_CHECKING:
     from ...cache.segment import Failure
@@ -17,13 +18,18 @@ directory_argument = click.argument("directory", metavar="DIR", type=click.Path(
 
 @click.group()
 def cache() -> None:
-    """Look into a cache, check it, pack it.
+    """Look into a cache, check it, pack it; import and export features.
 
     \b
     Examples:
       amfir cache info features
       amfir cache verify features
+      amfir cache import i3d-rgb --cache features --stream rgb
     """
+
+
+cache.add_command(import_command)
+cache.add_command(export_command)
 
 
 @cache.command()
@@ -60,7 +66,7 @@ def info(directory: Path, as_json: bool) -> None:
 def verify(directory: Path, as_json: bool) -> None:
     """Compare every file and row of a cache with its checksums; exit code 3 if something is damaged.
 
-    Damaged files are marked, and `amfir extract` makes their clips anew.
+    Damaged files are marked, and `amfir extract` or `amfir cache import` makes their clips anew.
 
     \b
     Examples:
@@ -76,7 +82,7 @@ def verify(directory: Path, as_json: bool) -> None:
     for damage in damages:
         say(f"{damage.path}: {damage.what}")
     if damages:
-        say(f"{len(damages)} damaged; run the same amfir extract command again to make these clips anew")
+        say(f"{len(damages)} damaged; run the same amfir extract or import command again to make these clips anew")
         raise SystemExit(EXIT_PARTIAL)
 
 
@@ -84,7 +90,7 @@ def verify(directory: Path, as_json: bool) -> None:
 @directory_argument
 @json_option
 def failures(directory: Path, as_json: bool) -> None:
-    """List the clips that could not be extracted, with a reason and what to do.
+    """List the clips that could not be extracted or imported, with a reason and what to do.
 
     \b
     Examples:
@@ -92,17 +98,19 @@ def failures(directory: Path, as_json: bool) -> None:
       amfir cache failures features --json
     """
     from ...cache.store import Store
-    from ...extract.reasons import REASONS
+    from ...extract.reasons import REASONS as EXTRACT_REASONS
+    from ..feature_files import REASONS as IMPORT_REASONS
 
+    reasons = {**EXTRACT_REASONS, **IMPORT_REASONS}
     store = Store(directory)
     found = [(name, failure) for name in store.streams() for failure in store.failures(name)]
     if as_json:
-        print_json({"failures": [_as_json(stream, failure, REASONS) for stream, failure in found]})
+        print_json({"failures": [_as_json(stream, failure, reasons) for stream, failure in found]})
         return
     for stream, failure in found:
         click.echo(printable(f"{failure.clip_id}  [{stream}]  {failure.reason}: {failure.message}"))
     for reason in sorted({failure.reason for _, failure in found}):
-        click.echo(f"{reason}: {_what_to_do(reason, REASONS)}", err=True)
+        click.echo(f"{reason}: {_what_to_do(reason, reasons)}", err=True)
     say(f"{len(found)} failures" if found else "no failures")
 
 
