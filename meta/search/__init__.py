@@ -1,1 +1,6 @@
 """Nearest prototypes among very many: one index for all modalities and every query's own weights."""
+
+from .index import Neighbours, PrototypeIndex
+from .posterior import Certainties
+
+__all__ = ["Certainties", "Neighbours", "PrototypeIndex"]

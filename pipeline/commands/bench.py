@@ -9,7 +9,7 @@ from ...cache.errors import pick
 from ...extract.config import ExtractConfig
 from ...extract.flow import BACKENDS
 from ...extract.flow.backend import GAUSSIAN_WINDOW
-from ..console import json_option, parse_streams, print_json, print_table, say
+from ..console import json_option, parse_numbers, parse_streams, print_json, print_table, say
 
 _DEFAULT = ExtractConfig()
 _HEADS = "amfir,protonet,otam,chamfer,trx,hyrsm"
@@ -30,6 +30,7 @@ def bench() -> None:
       amfir bench extract
       amfir bench eval --json
       amfir bench train
+      amfir bench search --sizes 1000,100000
     """
 
 
@@ -210,3 +211,65 @@ def training(episodes: int, head_episodes: int, plain_episodes: int, heads: tupl
 def _train_row(name: str, figures: dict[str, Any]) -> tuple[str, ...]:
     rates = (f"{figures['episodes_per_second']:.0f}", f"{figures['plain_per_second']:.0f}", f"{figures['speedup']:.1f}")
     return name, str(figures["episodes"]), f"{figures['seconds']:.1f}", *rates, f"{figures['peak_mib']:.0f}"
+
+
+@bench.command(name="search")
+@click.option(
+    "--sizes",
+    default="1000,10000,100000,1000000",
+    show_default=True,
+    callback=parse_numbers,
+    help="Numbers of prototypes.",
+)
+@click.option(
+    "--backends", default="torch,flat,ivf,hnsw", show_default=True, callback=parse_streams, help="Which, by name."
+)
+@click.option("--queries", type=click.IntRange(1), default=1000, show_default=True, help="Queries searched at once.")
+@click.option("--k", type=click.IntRange(1), default=10, show_default=True, help="Nearest prototypes wanted.")
+@json_option
+def search(sizes: tuple[int, ...], backends: tuple[str, ...], queries: int, k: int, as_json: bool) -> None:
+    """Compare searches of prototypes of two modalities, each 128 wide: torch, and faiss exact and approximate.
+
+    Prototypes in 20,000 clusters of 24 effective dimensions, and random ones, in which no approximation helps. Seconds
+    are of three searches: with all weight on either modality, and with weights of each query. An approximate backend
+    races the exact one that amfir takes at that size, in the same process. Memory is what building and searching took
+    beyond the libraries, as a multiple of the vectors.
+
+    \b
+    Examples:
+      amfir bench search
+      amfir bench search --sizes 300,1000,3000,10000 --backends torch,flat
+    """
+    from ..bench_search import Questions, bench_search
+
+    found = bench_search(sizes, backends, Questions(queries, k=k))
+    if as_json:
+        print_json(found)
+        return
+    header = ("vectors", "number", "backend", "seconds", "times exact", "with AMI, s", "times exact", "recall@1")
+    rows = [
+        row
+        for kind, sizes in found["vectors"].items()
+        for size, case in sizes.items()
+        for row in _search_rows(kind, size, case)
+    ]
+    print_table((*header, "worst", "recall@10", "build, s", "memory", "peak MiB"), rows)
+    click.echo(f"{queries} queries, k = {k}, {found['threads']} threads; * is what amfir takes by itself")
+
+
+def _search_rows(kind: str, size: str, case: dict[str, Any]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for name, figures in case["backends"].items():
+        if figures["note"]:
+            say(f"{kind}, {size}: {figures['note']}")
+        ratios: tuple[str, ...] = ("", "")
+        recalls: tuple[str, ...] = ("", "", "")
+        if "used" in figures:
+            ratios = (f"{figures['speedup']:.1f}", f"{figures['index_speedup']:.1f}")
+            recalls = tuple(f"{figures[key]:.4f}" for key in ("recall_1", "least_recall_1", "recall_10"))
+        used = figures.get("used", name)
+        label = ("* " if name == case["auto"] else "") + (name if used == name else f"{name}: {used}")
+        seconds = (f"{figures['seconds']:.4f}", ratios[0], f"{figures['index_seconds']:.4f}", ratios[1])
+        costs = (f"{figures['build_seconds']:.1f}", f"{figures['memory']:.2f}", f"{figures['peak_mib']:.0f}")
+        rows.append((kind, size, label, *seconds, *recalls, *costs))
+    return rows
