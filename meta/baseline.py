@@ -16,7 +16,13 @@ STD_FLOOR = 0.1
 nothing, and dividing by almost nothing would let them drown the others."""
 
 FIT_EPISODES = 1000
-"""Base episodes that the temperatures are fitted on."""
+"""Base episodes that the temperatures are fitted on, where their distances are not too many."""
+
+FIT_VALUES = 2**25
+"""Distances of a modality that the temperatures are fitted on at most: one episode of a thousand ways has millions."""
+
+POOLED_AT_ONCE = 512
+"""Clips whose frames are averaged at once."""
 
 
 def untrained_embeddings(features: Features, labels: Tensor, base_ids: Sequence[int]) -> dict[str, Tensor]:
@@ -24,7 +30,8 @@ def untrained_embeddings(features: Features, labels: Tensor, base_ids: Sequence[
     base = torch.isin(labels, torch.tensor(list(base_ids)))
     embeddings = {}
     for name, values in features.items():
-        pooled = torch.stack([clip.float().mean(0) for clip in values[:, 0]])
+        # Some clips at a time: features may be larger than memory, and float32 doubles them.
+        pooled = torch.cat([part[:, 0].float().mean(1) for part in torch.split(values, POOLED_AT_ONCE)])
         deviation = pooled[base].std(0)
         scale = deviation.clamp_min(STD_FLOOR * float(deviation.mean())).clamp_min(1e-12)
         embeddings[name] = (pooled - pooled[base].mean(0)) / scale
@@ -48,6 +55,7 @@ def untrained_temperatures(
     base = torch.isin(labels, torch.tensor(list(base_ids)))
     sampler = EpisodeSampler(labels[base], base_ids, shape, class_names)
     scorer = PrototypeScorer({name: values[base] for name, values in embeddings.items()})
-    scores = score_episodes(scorer, sampler, EvaluationConfig(shape, FIT_EPISODES, config.seed))
+    episodes = max(1, min(FIT_EPISODES, FIT_VALUES // (shape.way**2 * shape.query)))
+    scores = score_episodes(scorer, sampler, EvaluationConfig(shape, episodes, config.seed))
     answers = shape.query_labels()
     return {name: fit_temperature(psi, answers) for name, psi in zip(embeddings, scores.psi, strict=True)}

@@ -84,6 +84,10 @@ class EpisodeSampler:
         self._sizes = torch.tensor([len(members) for members in clips])
         self._starts = self._sizes.cumsum(0) - self._sizes
         self._clips = torch.cat(clips)
+        self.positions = torch.full((len(labels),), -1).index_copy_(
+            0, self._clips, torch.arange(len(clips)).repeat_interleave(self._sizes)
+        )
+        """Which of `class_ids` each clip is of, [clips]; -1: none."""
 
     def sample(self, batch: int, generator: torch.Generator, views: int | None = None) -> Episodes:
         """Draw episodes: classes in random order, then disjoint support and query clips of each class.
@@ -93,8 +97,7 @@ class EpisodeSampler:
             generator: Source of all randomness; equal states give equal episodes.
             views: Draw one of this many stored views for each clip; None leaves the views unset (view 0).
         """
-        keys = torch.rand(batch, len(self._sizes), generator=generator, dtype=torch.float64)
-        classes = keys.argsort(-1)[:, : self.shape.way]
+        classes = self.draw_classes(batch, generator)
         chosen = _draw_distinct(self._sizes[classes], self.shape.shot + self.shape.query, generator)
         clips = self._clips[self._starts[classes][..., None] + chosen]
         shot = self.shape.shot
@@ -102,6 +105,23 @@ class EpisodeSampler:
             return Episodes(clips[..., :shot], clips[..., shot:])
         shown = torch.randint(views, clips.shape, generator=generator)
         return Episodes(clips[..., :shot], clips[..., shot:], shown[..., :shot], shown[..., shot:])
+
+    @property
+    def num_classes(self) -> int:
+        """Classes there are to draw from."""
+        return len(self._sizes)
+
+    def draw_classes(self, batch: int, generator: torch.Generator) -> Tensor:
+        """Positions in `class_ids` of each episode's classes [B, N]: every ordered choice is equally likely."""
+        keys = torch.rand(batch, self.num_classes, generator=generator, dtype=torch.float64)
+        return lowest(keys, self.shape.way)
+
+
+def lowest(keys: Tensor, count: int) -> Tensor:
+    """Positions of the `count` smallest keys along the last axis, in rising order: argsort, but for few of many."""
+    if 4 * count < keys.shape[-1]:
+        return keys.topk(count, largest=False).indices
+    return keys.argsort(-1)[..., :count]
 
 
 def _check_size(name: str, num_clips: int, shape: EpisodeShape) -> None:

@@ -4,112 +4,64 @@ Episodes come in blocks of 250 with a generator each, seeded by (seed, block), a
 however the blocks are spread over processes, the numbers are the same to the last digit.
 """
 
-import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..cache.errors import UserError, pick
-from .active import CRITERIA, FUSIONS, Observation, fuse, observe, unreliability
+from .active import Observation, observe
 from .belief import Belief
-from .episodes import Episodes, EpisodeSampler, EpisodeShape
+from .confusable import ConfusableSampler, class_means
+from .episodes import Episodes, EpisodeSampler
+from .evaluation import BLOCK_EPISODES, Evaluation, EvaluationConfig, conclude
 from .prototypes import Planner, PrototypeScorer, Scorer, Scores
+from .tally import DIAGNOSED, Counts, Share, Tally, count, join
 from .threads import one_thread
 
-BLOCK_EPISODES = 250
-"""Episodes that share a generator. Part of what a seed means: another value, other episodes."""
+__all__ = [
+    "BLOCK_EPISODES",
+    "DIAGNOSED",
+    "MAX_VALUES",
+    "BlockJob",
+    "Counts",
+    "Engine",
+    "Evaluation",
+    "EvaluationConfig",
+    "Share",
+    "count_blocks",
+    "draw_block",
+    "evaluate",
+    "evaluate_scorer",
+    "here",
+    "join",
+    "make_sampler",
+    "observations",
+    "score_episodes",
+    "summarise",
+]
 
 MAX_VALUES = 2**16
 """Distances of an episode chunk held at once: some ten tensors of this size then stay in the processor's cache."""
 
-DIAGNOSED = tuple(name for name, scores in CRITERIA.items() if len(scores) == 1 and not name.startswith("certainty-"))
-"""Criteria whose selection accuracy is reported, where their input is at hand."""
-
-Share = tuple[float, float]
-"""Accuracy and half-width of its 95 % confidence interval, percent."""
+Part = TypeVar("Part")
 
 
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """Which episodes, and how their modalities are fused."""
+class Engine(Protocol):
+    """Runs the blocks of an evaluation, here or elsewhere."""
 
-    shape: EpisodeShape = field(default_factory=EpisodeShape)
-    """Way, shot and query."""
-    episodes: int = 10_000
-    """Number of episodes."""
-    seed: int = 0
-    """Seed of the episodes; equal seeds give equal episodes, and fewer episodes are the first of more."""
-    fusion: str = "ami"
-    """The fusion whose accuracy is the result's, a key of `FUSIONS`."""
-    criterion: str = "free-energy"
-    """What the fusion `select` selects by, a key of `CRITERIA`."""
-
-    def __post_init__(self) -> None:
-        """Refuse unknown names and counts that mean nothing."""
-        pick(FUSIONS, self.fusion, "fusion")
-        pick(CRITERIA, self.criterion, "criterion")
-        if self.episodes < 1:
-            raise UserError(f"episodes is {self.episodes}; an accuracy needs at least 1; raise --episodes")
-        if self.seed < 0:
-            raise UserError(f"seed is {self.seed}; seeds start at 0; give --seed 0 or more")
-
-    @property
-    def num_blocks(self) -> int:
-        """Blocks that hold the episodes; the last one may be cut."""
-        return -(-self.episodes // BLOCK_EPISODES)
+    def __call__(self, job: Callable[[int], Part], num_blocks: int, take: Callable[[Part], None]) -> None:
+        """Hand `job(block)` of each block to `take`, in the order of the blocks."""
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """What an evaluation found; accuracies and intervals in percent."""
-
-    method: str
-    """Name of the method, as the caller calls it."""
-    shape: EpisodeShape
-    """Way, shot and query."""
-    episodes: int
-    """Number of episodes."""
-    accuracy: float
-    """Mean accuracy of the configured fusion."""
-    ci95: float
-    """Half-width of its 95 % confidence interval."""
-    modalities: dict[str, Share]
-    """Each modality alone."""
-    fusions: dict[str, Share]
-    """Each fusion; `belief` only where one was fitted."""
-    selection_accuracy: dict[str, float]
-    """How often each criterion picks the right modality among the queries where exactly one is right, and how often
-    `always-<modality>` would; empty with one modality, or where there is no such query."""
-    seconds: float
-    """Time the evaluation took."""
-    right: Tensor = field(compare=False, repr=False)
-    """Right queries of each episode by the configured fusion, int64 [E]: for paired differences on equal episodes."""
-
-    @property
-    def episodes_per_second(self) -> float:
-        """Speed."""
-        return self.episodes / self.seconds
-
-    def to_json(self) -> dict[str, object]:
-        """The object that `eval --json` prints."""
-        return {
-            "method": self.method,
-            "way": self.shape.way,
-            "shot": self.shape.shot,
-            "query": self.shape.query,
-            "episodes": self.episodes,
-            "accuracy": self.accuracy,
-            "ci95": self.ci95,
-            "modalities": {name: {"accuracy": a, "ci95": c} for name, (a, c) in self.modalities.items()},
-            "fusions": {name: {"accuracy": a, "ci95": c} for name, (a, c) in self.fusions.items()},
-            "selection_accuracy": self.selection_accuracy,
-            "seconds": self.seconds,
-            "episodes_per_second": self.episodes_per_second,
-        }
+def here(job: Callable[[int], Part], num_blocks: int, take: Callable[[Part], None]) -> None:
+    """Run the blocks one after another in this process."""
+    with one_thread():
+        for block in range(num_blocks):
+            take(job(block))
 
 
 def evaluate(
@@ -123,8 +75,10 @@ def evaluate(
     distance: str = "squared-euclidean",
     belief: Belief | None = None,
     class_names: Sequence[str] | None = None,
+    engine: Engine = here,
+    watch: Callable[[Counts], None] | None = None,
 ) -> Evaluation:
-    """Evaluate nearest mean prototypes on embedded clips.
+    """Evaluate nearest mean prototypes on embedded clips; see `evaluate_scorer` for the other arguments.
 
     Args:
         embeddings: Modality -> [clips, d] on the CPU, see `prototypes.encode_clips`.
@@ -135,15 +89,26 @@ def evaluate(
         temperatures: Modality -> factor of its distances; 1 where left out.
         distance: A key of `prototypes.DISTANCES`.
         belief: Fitted on these modalities in this order.
-        class_names: `class_names[i]` names class id i in errors.
+        class_names: `class_names[i]` names class id i.
+        engine: Runs the blocks.
+        watch: Told the counts of each block, in order.
 
     Raises:
         UserError: If the episodes cannot be drawn, or the fusion or criterion lacks its input.
     """
     used = torch.nonzero(torch.isin(labels, torch.tensor(list(class_ids)))).flatten()
-    scorer = PrototypeScorer({name: values[used] for name, values in embeddings.items()}, temperatures, distance)
+    own, own_labels = {name: values[used] for name, values in embeddings.items()}, labels[used]
     return evaluate_scorer(
-        scorer, labels[used], class_ids, config, method=method, belief=belief, class_names=class_names
+        PrototypeScorer(own, temperatures, distance),
+        own_labels,
+        class_ids,
+        config,
+        method=method,
+        belief=belief,
+        class_names=class_names,
+        means=class_means(own, own_labels, class_ids, temperatures) if config.sampler == "hard" else None,
+        engine=engine,
+        watch=watch,
     )
 
 
@@ -156,8 +121,11 @@ def evaluate_scorer(
     method: str = "amfir",
     belief: Belief | None = None,
     class_names: Sequence[str] | None = None,
+    means: Tensor | None = None,
+    engine: Engine = here,
+    watch: Callable[[Counts], None] | None = None,
 ) -> Evaluation:
-    """Evaluate anything that scores episodes; see `evaluate` for the other arguments.
+    """Evaluate anything that scores episodes.
 
     Args:
         scorer: Turns clip indices into distances.
@@ -166,29 +134,67 @@ def evaluate_scorer(
         config: Episodes and fusion.
         method: Name for the result.
         belief: Fitted on the scorer's modalities in this order.
-        class_names: `class_names[i]` names class id i in errors.
+        class_names: `class_names[i]` names class id i.
+        means: A vector for each class [C, d], see `confusable.class_means`: for the sampler `hard`.
+        engine: Runs the blocks; the figures do not depend on it.
+        watch: Told the counts of each block, in order.
 
     Raises:
         UserError: If the episodes cannot be drawn, or the fusion or criterion lacks its input.
     """
     start = time.perf_counter()
-    sampler = EpisodeSampler(labels, class_ids, config.shape, class_names)
-    counts = count_blocks(scorer, sampler, config, range(config.num_blocks), belief=belief)
-    return summarise(counts, config, method, time.perf_counter() - start)
+    sampler = make_sampler(labels, class_ids, config, means, class_names)
+    job = BlockJob(scorer, sampler, config, belief)
+    job.prepare()
+    tally = Tally(len(class_ids), config.fusion, config.keep)
+
+    def take(counts: Counts) -> None:
+        tally.add(counts)
+        if watch:
+            watch(counts)
+
+    engine(job, config.num_blocks, take)
+    names = [str(class_id) if class_names is None else class_names[class_id] for class_id in class_ids]
+    return conclude(tally, config, method, names, time.perf_counter() - start)
+
+
+def make_sampler(
+    labels: Tensor,
+    class_ids: Sequence[int],
+    config: EvaluationConfig,
+    means: Tensor | None = None,
+    class_names: Sequence[str] | None = None,
+) -> EpisodeSampler:
+    """The sampler that a configuration asks for; arguments and errors as `evaluate_scorer` has them."""
+    if config.sampler == "uniform":
+        return EpisodeSampler(labels, class_ids, config.shape, class_names)
+    assert means is not None, "confusable classes are found by their means"
+    return ConfusableSampler(labels, class_ids, config.shape, means, class_names)
 
 
 @dataclass(frozen=True, eq=False)
-class Counts:
-    """Integers that an evaluation comes down to; those of disjoint blocks join."""
+class BlockJob:
+    """All that counting a block takes; it can travel to another process."""
 
-    modalities: dict[str, Tensor]
-    """Right queries of each episode, modality alone, int64 [E]."""
-    fusions: dict[str, Tensor]
-    """Right queries of each episode, fused, int64 [E]."""
-    selected: dict[str, int]
-    """Contested queries for which a criterion, or `always-<modality>`, picks the right modality."""
-    contested: int
-    """Queries for which exactly one modality is right."""
+    scorer: Scorer
+    """Turns clip indices into distances."""
+    sampler: EpisodeSampler
+    """Of the same clips, with the configuration's shape."""
+    config: EvaluationConfig
+    """Episodes and fusion."""
+    belief: Belief | None = None
+    """Adds its weights to the observations."""
+
+    def __call__(self, block: int) -> Counts:
+        """Count right predictions in a block."""
+        return count_blocks(self.scorer, self.sampler, self.config, [block], belief=self.belief)
+
+    @one_thread()
+    def prepare(self) -> None:
+        """Plan for all episodes and score one, so that clips are encoded before the job travels, and only once."""
+        if isinstance(self.scorer, Planner):
+            self.scorer.expect(self.config.episodes, self.config.shape)
+        self.scorer(draw_block(self.sampler, self.config, 0)[:1])
 
 
 def count_blocks(
@@ -202,9 +208,14 @@ def count_blocks(
 ) -> Counts:
     """Count right predictions in some blocks of an evaluation; arguments as `observations` and `evaluate` have them."""
     labels = config.shape.query_labels()
-    chunks = observations(scorer, sampler, config, blocks, belief=belief, max_values=max_values)
+    parts = []
     with one_thread():
-        return join([_count(seen, labels, scorer.modalities, config) for _, seen in chunks])
+        for episodes, seen in observations(scorer, sampler, config, blocks, belief=belief, max_values=max_values):
+            classes = sampler.positions[episodes.support[..., 0]]
+            parts.append(
+                count(seen, labels, classes, sampler.num_classes, scorer.modalities, config.fusion, config.criterion)
+            )
+    return join(parts)
 
 
 def observations(
@@ -263,58 +274,8 @@ def draw_block(sampler: EpisodeSampler, config: EvaluationConfig, block: int) ->
     return sampler.sample(BLOCK_EPISODES, generator)[: config.episodes - block * BLOCK_EPISODES]
 
 
-def _count(seen: Observation, labels: Tensor, modalities: Sequence[str], config: EvaluationConfig) -> Counts:
-    # `max(...).indices` is the first of equals, as argmax is, and far faster where the axis is not the last in memory.
-    right = seen.psi.argmin(-1) == labels
-    names = [name for name in FUSIONS if name != "belief" or seen.log_belief is not None or config.fusion == name]
-    fused = {name: fuse(seen, name, config.criterion)[0].max(-1).indices == labels for name in names}
-    contested = right.sum(0) == 1
-    selected = {f"always-{name}": int((hit & contested).sum()) for name, hit in zip(modalities, right, strict=True)}
-    for name in DIAGNOSED:
-        if name == "evidence" or (name == "belief" and seen.log_belief is None):
-            continue
-        choice = unreliability(seen, name).min(0, keepdim=True).indices
-        selected[name] = int((right.gather(0, choice)[0] & contested).sum())
-    return Counts(
-        {name: hit.sum(-1) for name, hit in zip(modalities, right, strict=True)},
-        {name: hit.sum(-1) for name, hit in fused.items()},
-        selected,
-        int(contested.sum()),
-    )
-
-
-def join(parts: Sequence[Counts]) -> Counts:
-    """The counts of several blocks' episodes, in the order given."""
-    first = parts[0]
-    return Counts(
-        {name: torch.cat([part.modalities[name] for part in parts]) for name in first.modalities},
-        {name: torch.cat([part.fusions[name] for part in parts]) for name in first.fusions},
-        {name: sum(part.selected[name] for part in parts) for name in first.selected},
-        sum(part.contested for part in parts),
-    )
-
-
 def summarise(counts: Counts, config: EvaluationConfig, method: str, seconds: float) -> Evaluation:
-    """Accuracies, intervals and selection accuracies in percent."""
-    queries = config.shape.way * config.shape.query
-    fusions = {name: _share(right, queries) for name, right in counts.fusions.items()}
-    many = len(counts.modalities) > 1 and counts.contested > 0
-    return Evaluation(
-        method=method,
-        shape=config.shape,
-        episodes=config.episodes,
-        accuracy=fusions[config.fusion][0],
-        ci95=fusions[config.fusion][1],
-        modalities={name: _share(right, queries) for name, right in counts.modalities.items()},
-        fusions=fusions,
-        selection_accuracy={n: 100 * hits / counts.contested for n, hits in counts.selected.items()} if many else {},
-        seconds=seconds,
-        right=counts.fusions[config.fusion],
-    )
-
-
-def _share(right: Tensor, queries: int) -> Share:
-    """Mean accuracy of the episodes and 1.96 population standard deviations over sqrt(E), percent, from exact sums."""
-    num, total, squares = len(right), int(right.sum()), int(right.square().sum())
-    variance = (num * squares - total**2) / num**2
-    return 100 * total / (num * queries), 100 * 1.96 * math.sqrt(variance / num) / queries
+    """Accuracies, intervals and selection accuracies in percent of counts made elsewhere, without those of classes."""
+    tally = Tally(0, config.fusion)
+    tally.add(replace(counts, cells=counts.cells[:0], hits=counts.hits[:0]))
+    return conclude(tally, config, method, (), seconds)

@@ -6,7 +6,9 @@ encodes each clip once and scores episodes in batches. Memory stays bounded howe
 """
 
 from collections.abc import Iterator, Mapping
+from copy import copy
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,6 +51,11 @@ class HeadScorer:
         self.scale = scale
         self._clips = _Clips(head, features, torch.device(device))
         self._wants_table = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What travels to another process: without the features, where nothing is left to be encoded."""
+        scored = "_prototypes" in self.__dict__ or "_table" in self.__dict__
+        return {**self.__dict__, "_clips": self._clips.to_send(encodings=not scored)}
 
     def expect(self, episodes: int, shape: EpisodeShape) -> None:
         """Plan for so many episodes of this shape: pairs are scored all at once where that is less work."""
@@ -183,6 +190,15 @@ class _Clips:
     def all(self) -> Encoding:
         """Encodings of all clips."""
         return self.encode(torch.arange(self.num))
+
+    def to_send(self, encodings: bool) -> "_Clips":
+        """What another process needs of these clips: their encodings, the features where there are none, or neither."""
+        clips = copy(self)
+        if not encodings or "all" in self.__dict__:
+            clips._features = self._features[:0].clone()
+        if not encodings:
+            clips.__dict__.pop("all", None)
+        return clips
 
     def of(self, episodes: Episodes) -> tuple[Encoding, Episodes]:
         """Encodings that have the episodes' clips, and the episodes in their numbering."""

@@ -1,26 +1,39 @@
 """Training and evaluating on a cache: what the commands `train`, `eval`, `compare` and `demo` share."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..cache.errors import UserError, pick
 from ..meta.active import FUSIONS, fuse, observe
 from ..meta.baseline import untrained_embeddings, untrained_temperatures
 from ..meta.calibrate import calibrate
 from ..meta.checkpoint import has_model, has_training, load_model, load_training, save_model, save_training
+from ..meta.confusable import class_means
+from ..meta.embedded import embed_clips, has_prototypes
 from ..meta.episodes import EpisodeShape
-from ..meta.evaluate import Evaluation, EvaluationConfig, evaluate, evaluate_scorer
+from ..meta.evaluate import (
+    Engine,
+    Evaluation,
+    EvaluationConfig,
+    evaluate,
+    evaluate_scorer,
+    here,
+    make_sampler,
+)
+from ..meta.generalised import Generalised, evaluate_generalised
 from ..meta.heads import fit_value
 from ..meta.methods import Method, parse_method
 from ..meta.model import Model, branch_specs
 from ..meta.objective import objective
 from ..meta.profiles import Profile, load_profile
+from ..meta.tally import Counts
 from ..meta.threads import one_thread
 from ..meta.train import Record, Task, TrainConfig, Training, start_training, train, validates
 from .features import FeatureSet, apply_projections, require_disjoint, require_specs
@@ -29,6 +42,9 @@ from .splits import ClassSplit
 
 Progress = Callable[[int, int, str], None]
 """Called with the episodes trained, their greatest number, and a note."""
+
+Watch = Callable[[Counts], None]
+"""Called with the counts of each block of an evaluation, in order."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +168,15 @@ def _task(data: FeatureSet, split: ClassSplit, plan: RunPlan) -> tuple[Task, Seq
 
 
 @one_thread()
-def evaluate_run(data: FeatureSet, split: ClassSplit, folders: Sequence[Path], config: EvaluationConfig) -> Evaluation:
+def evaluate_run(
+    data: FeatureSet,
+    split: ClassSplit,
+    folders: Sequence[Path],
+    config: EvaluationConfig,
+    *,
+    engine: Engine = here,
+    watch: Watch | None = None,
+) -> Evaluation:
     """Evaluate a run's model on the split's test classes, or several runs fused late.
 
     Args:
@@ -160,26 +184,83 @@ def evaluate_run(data: FeatureSet, split: ClassSplit, folders: Sequence[Path], c
         split: Its test classes.
         folders: One run, or runs of a modality each.
         config: Episodes and fusion.
+        engine: Runs the blocks of episodes.
+        watch: Told the counts of each block, in order.
 
     Raises:
         UserError: If there is no model, or the cache or split does not fit it, or two runs look at one modality.
     """
+    model, made = _load_runs(data, split, folders)
+    ready = apply_projections(data, model.projections)
+    clips, novel = ready.clips_of(split.test), data.ids(split.test)
+    return evaluate_scorer(
+        model.scorer(ready.features, clips),
+        data.labels[clips],
+        novel,
+        config,
+        method=" | ".join(dict.fromkeys(provenance["method"] for provenance in made)),
+        belief=model.belief,
+        class_names=data.class_names,
+        means=_means(model, ready, clips, novel) if config.sampler == "hard" else None,
+        engine=engine,
+        watch=watch,
+    )
+
+
+@one_thread()
+def evaluate_run_generalised(
+    data: FeatureSet, split: ClassSplit, folders: Sequence[Path], config: EvaluationConfig, *, engine: Engine = here
+) -> Generalised:
+    """Evaluate a run, or several fused late, over base and novel prototypes together; arguments as `evaluate_run` has.
+
+    The base classes are those that the runs were trained and validated on.
+
+    Raises:
+        UserError: As `evaluate_run`, or if a head has no vector prototypes, or the cache lacks a base class.
+    """
+    model, made = _load_runs(data, split, folders)
+    ready = apply_projections(data, model.projections)
+    names = dict.fromkeys(name for one in made for name in (*one["split"]["train"], *one["split"]["val"]))
+    if lacking := [name for name in names if name not in data.class_names]:
+        raise UserError(f"no clip of base class {lacking[0]!r}; --generalised; use the cache the run was trained on")
+    base, novel = data.ids(list(names)), data.ids(split.test)
+    used = ready.clips_of([*names, *split.test])
+    space = embed_clips(model, ready.features, used)
+    labels = data.labels[used]
+    means = class_means(space.embeddings, labels, novel, space.temperatures) if config.sampler == "hard" else None
+    return evaluate_generalised(
+        space,
+        labels,
+        base,
+        novel,
+        config,
+        sampler=make_sampler(labels, novel, config, means, data.class_names),
+        belief=model.belief,
+        class_names=data.class_names,
+        engine=engine,
+    )
+
+
+def _load_runs(
+    data: FeatureSet, split: ClassSplit, folders: Sequence[Path]
+) -> tuple[Model, Sequence[Mapping[str, Any]]]:
+    """The model of a run, or one of all runs' branches, and how each run was made."""
     loaded = [load_model(folder) for folder in folders]
     for folder, (_, provenance) in zip(folders, loaded, strict=True):
         require_specs(provenance, data, folder)
         require_disjoint(provenance, split, folder)
     model = loaded[0][0] if len(loaded) == 1 else _together([model for model, _ in loaded], folders)
-    ready = apply_projections(data, model.projections)
-    clips = ready.clips_of(split.test)
-    return evaluate_scorer(
-        model.scorer(ready.features, clips),
-        data.labels[clips],
-        data.ids(split.test),
-        config,
-        method=" | ".join(dict.fromkeys(provenance["method"] for _, provenance in loaded)),
-        belief=model.belief,
-        class_names=data.class_names,
-    )
+    return model, [provenance for _, provenance in loaded]
+
+
+def _means(model: Model, data: FeatureSet, clips: Tensor, class_ids: Sequence[int]) -> Tensor:
+    """Means of the classes where the run's heads see them; where a head has no vectors, of its frozen features."""
+    labels = data.labels[clips]
+    if has_prototypes(model):
+        space = embed_clips(model, data.features, clips)
+        return class_means(space.embeddings, labels, class_ids, space.temperatures)
+    own = {name: data.features[name][clips] for name in model.streams}
+    return class_means(untrained_embeddings(own, labels, class_ids), labels, class_ids)
 
 
 def _together(models: Sequence[Model], folders: Sequence[Path]) -> Model:
@@ -195,7 +276,14 @@ def _together(models: Sequence[Model], folders: Sequence[Path]) -> Model:
 
 
 @one_thread()
-def evaluate_untrained(data: FeatureSet, split: ClassSplit, config: EvaluationConfig) -> Evaluation:
+def evaluate_untrained(
+    data: FeatureSet,
+    split: ClassSplit,
+    config: EvaluationConfig,
+    *,
+    engine: Engine = here,
+    watch: Watch | None = None,
+) -> Evaluation:
     """Evaluate nearest prototypes of the frozen features, standardised and tempered on the base classes."""
     base = data.ids((*split.train, *split.val))
     embeddings = untrained_embeddings(data.features, data.labels, base)
@@ -207,6 +295,8 @@ def evaluate_untrained(data: FeatureSet, split: ClassSplit, config: EvaluationCo
         method="untrained",
         temperatures=untrained_temperatures(embeddings, data.labels, base, config, data.class_names),
         class_names=data.class_names,
+        engine=engine,
+        watch=watch,
     )
 
 

@@ -34,6 +34,9 @@ EVALUATION_KEYS = [
     "selection_accuracy",
     "seconds",
     "episodes_per_second",
+    "top5",
+    "class_accuracy",
+    "per_class",
 ]
 
 
@@ -254,6 +257,64 @@ def test_the_fusion_that_validation_looked_at_is_reported_later(root: Path, tmp_
     assert found["accuracy"] == found["fusions"]["posterior-mean"]["accuracy"]
 
 
+def test_all_ways_are_all_novel_classes(root: Path, trained: tuple[Path, dict[str, Any]]) -> None:
+    for more in ((), ("--run", trained[0])):
+        few = ("--split", "random:0", "--query", "2", "--episodes", "40", *more)
+        found, named = (reported("eval", root, *few, "--way", way) for way in ("all", "5"))
+        assert without_time(found) == without_time(named)
+        assert found["way"] == 5
+        assert found["top5"] == 100.0
+        assert list(found["per_class"].values()) == pytest.approx(
+            [found["per_class"][name] for name in sorted(found["per_class"])]
+        )
+        # Every class is asked for equally often.
+        assert found["class_accuracy"] == pytest.approx(found["accuracy"])
+    assert "'al' is not a valid integer" in refused("eval", root, *few, "--way", "al")
+    assert "'all' is not a valid integer" in refused("train", root, *TRAIN, "--way", "all", "--run", "r")
+
+
+def test_a_generalised_evaluation_reports_both_kinds_of_queries(
+    root: Path, trained: tuple[Path, dict[str, Any]]
+) -> None:
+    wanted = ("eval", root, *EVAL, "--run", trained[0], "--generalised")
+    found = reported(*wanted)
+    assert list(found) == [*EVALUATION_KEYS, "generalised"]
+    joint = found["generalised"]
+    assert joint["base_classes"] == 5
+    assert joint["base_clips"] == 15
+    assert joint["base_clips_trained_the_head"] is True
+    assert joint["novel_alone"] == {"accuracy": found["accuracy"], "ci95": found["ci95"]}
+    assert 0 < joint["novel"]["accuracy"] < joint["novel_alone"]["accuracy"]
+    a, b = (joint[name]["accuracy"] for name in ("base", "novel"))
+    assert joint["harmonic_mean"]["accuracy"] == pytest.approx(2 * a * b / (a + b))
+    text = run(*wanted).stdout
+    assert "base clips trained the head" in text
+    assert f"harmonic mean  {joint['harmonic_mean']['accuracy']:.2f}" in text
+
+
+@pytest.mark.parametrize("method", ["amfir", "otam-lf"])
+def test_hard_episodes_are_drawn_for_any_head_and_without_one(
+    root: Path, trained: tuple[Path, dict[str, Any]], tmp_path: Path, method: str
+) -> None:
+    reported("train", root, *TRAIN, "--method", method, "--run", tmp_path / "run")
+    for more in (("--run", tmp_path / "run"), ()):
+        easy, hard = (reported("eval", root, *EVAL, *more, "--sampler", name) for name in ("uniform", "hard"))
+        assert hard["accuracy"] != easy["accuracy"]
+
+
+def test_details_are_written_beside_the_same_figures(root: Path, tmp_path: Path) -> None:
+    found = reported("eval", root, *EVAL, "--details", tmp_path / "a" / "b")
+    assert without_time(found) == without_time(reported("eval", root, *EVAL))
+    names = {path.name for path in (tmp_path / "a" / "b").iterdir()}
+    assert names == {"confusion.csv", "classes.csv", "confusion.png", "episodes.parquet"}
+
+
+def test_a_long_evaluation_shows_how_far_it_is(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("eval", root, *EVAL).stderr == ""
+    monkeypatch.setattr("amfir.pipeline.commands.eval.PATIENCE_SECONDS", 0.0)
+    assert "300/300" in run("eval", root, *EVAL).stderr
+
+
 # --- bad input ------------------------------------------------------------------------------------------------------
 
 
@@ -338,6 +399,11 @@ def test_bad_options_of_evaluation_are_one_line(root: Path, trained: tuple[Path,
         "eval", root, *EVAL, "--episodes", "0"
     )
     assert "'belief' needs a fitted belief" in refused("eval", root, *EVAL, "--fusion", "belief")
+    assert "unknown sampler 'herd'; did you mean 'hard'?" in refused("eval", root, *EVAL, "--sampler", "herd")
+    assert "unknown engine 'rey'; did you mean 'ray'?" in refused("eval", root, *EVAL, "--engine", "rey")
+    assert "it goes with --engine ray" in refused("eval", root, *EVAL, "--address", "local")
+    assert "workers is 0; an evaluation needs" in refused("eval", root, *EVAL, "--workers", "0")
+    assert "--generalised needs a trained model; --run" in refused("eval", root, *EVAL, "--generalised")
     group_only = ("--fusion", "select", "--criterion", "certainty")
     assert "criterion 'certainty' only forms groups" in refused("eval", root, *EVAL, *group_only)
     oracle = ("--fusion", "select", "--criterion", "evidence")
@@ -440,6 +506,13 @@ def test_runs_with_and_without_spatial_tokens_are_fused(tmp_path: Path) -> None:
     for order in (("rgb", "flow"), ("flow", "rgb")):
         both = reported("eval", root, *EVAL, *(part for name in order for part in ("--run", tmp_path / name)))
         assert {name: share["accuracy"] for name, share in both["modalities"].items()} == alone
+
+
+def test_a_head_without_prototypes_is_not_generalised(root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    reported("train", root, *TRAIN, "--method", "otam-lf", "--run", folder)
+    line = refused("eval", root, *EVAL, "--run", folder, "--generalised")
+    assert "head 'otam' has no vector prototypes; --generalised puts those of base and novel classes together" in line
 
 
 def test_a_missing_run_is_refused(root: Path, tmp_path: Path) -> None:

@@ -389,7 +389,7 @@ def test_json_has_the_documented_form() -> None:
     document = json.loads(json.dumps(result.to_json()))
     assert list(document) == [
         *("method", "way", "shot", "query", "episodes", "accuracy", "ci95", "modalities", "fusions"),
-        *("selection_accuracy", "seconds", "episodes_per_second"),
+        *("selection_accuracy", "seconds", "episodes_per_second", "top5", "class_accuracy", "per_class"),
     ]
     assert [document[name] for name in ("method", "way", "shot", "query", "episodes")] == ["amfar", 3, 1, 2, 20]
     assert document["modalities"]["rgb"] == dict(zip(("accuracy", "ci95"), result.modalities["rgb"], strict=True))
