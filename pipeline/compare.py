@@ -96,11 +96,11 @@ def compare(
     split = load_split(split_name, data.class_names)
     names = tuple(data.features)
     cells, notes = plan_cells(wish, names, tokens=all(spec.tokens for spec in data.specs.values()))
-    _check_episodes(data, split, config, wish.shots)
-    _check_settings(cells, config)
-    _make_folder(out)
+    check_config(cells, config)
+    check_episodes(data, split, config, wish.shots)
+    make_folder(out)
     store = CellStore(out, config, origin(cache, data, split), cells)
-    setting = Setting(split.name, config.way, config.query, config.episodes, _backbones(data))
+    setting = Setting(split.name, config.way, config.query, config.episodes, backbones_of(data))
     del data  # processes read it for themselves
     for note in notes:
         say(note)
@@ -144,8 +144,14 @@ def finish_cells(
     return {cell: results[cell] for cell in cells}
 
 
-def _check_episodes(data: FeatureSet, split: ClassSplit, config: CompareConfig, shots: Sequence[int]) -> None:
-    """Refuse episodes that the novel classes cannot fill, hours before the first one would."""
+def check_config(cells: Sequence[Cell], config: CompareConfig) -> None:
+    """Refuse numbers that make no sense, and settings that suit none of the heads.
+
+    Where settings suit some heads, the cells of the others fail when they are run.
+
+    Raises:
+        UserError: In one line.
+    """
     if config.episodes < 2:
         raise UserError(f"episodes is {config.episodes}; an interval needs at least 2; raise --episodes")
     if config.train_episodes < 0 or config.project < 0:
@@ -153,12 +159,6 @@ def _check_episodes(data: FeatureSet, split: ClassSplit, config: CompareConfig, 
             ("train-episodes", config.train_episodes) if config.train_episodes < 0 else ("project", config.project)
         )
         raise UserError(f"{name} is {value}; it cannot be negative; give 0 or more to --{name}")
-    for shot in shots:
-        EpisodeSampler(data.labels, data.ids(split.test), config.shape(shot), data.class_names)
-
-
-def _check_settings(cells: Sequence[Cell], config: CompareConfig) -> None:
-    """Refuse settings that suit none of the heads; where they suit some, the cells of the others fail."""
     heads = {parse_method(cell.method).head: cell for cell in cells}
     faults = []
     for head, cell in heads.items():
@@ -172,7 +172,23 @@ def _check_settings(cells: Sequence[Cell], config: CompareConfig) -> None:
         raise faults[0]
 
 
-def _make_folder(out: Path) -> None:
+def check_episodes(data: FeatureSet, split: ClassSplit, config: CompareConfig, shots: Sequence[int]) -> None:
+    """Refuse episodes that the novel classes cannot fill, hours before the first one would.
+
+    Raises:
+        UserError: If there are too few classes, or clips in one.
+    """
+    for shot in shots:
+        EpisodeSampler(data.labels, data.ids(split.test), config.shape(shot), data.class_names)
+
+
+def make_folder(out: Path) -> None:
+    """Make the folder that `--out` names.
+
+    Raises:
+        UserError: If it cannot be made, or is none.
+        MachineError: If the disk is full or fails.
+    """
     with file_errors(out):
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -180,7 +196,7 @@ def _make_folder(out: Path) -> None:
             raise UserError(f"{out} is no directory; --out; choose another one") from None
 
 
-def _backbones(data: FeatureSet) -> dict[str, str]:
+def backbones_of(data: FeatureSet) -> dict[str, str]:
     """Stream -> name of its network, as far as its spec says."""
     found = {}
     for name, spec in data.specs.items():

@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from ..cache.errors import UserError
+
 EXIT_MACHINE = 1
 EXIT_USAGE = 2
 EXIT_PARTIAL = 3
@@ -25,6 +27,15 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 def parse_streams(context: click.Context, parameter: click.Parameter, text: str) -> tuple[str, ...]:
     """Split a comma-separated list of stream names."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def parse_numbers(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, ...]:
+    """Split a comma-separated list of whole numbers."""
+    try:
+        return tuple(dict.fromkeys(int(number) for number in text.split(",") if number.strip()))
+    except ValueError:
+        name = parameter.opts[0]
+        raise UserError(f"{text!r} is no list of whole numbers; {name}; write it like {name} 1,5") from None
 
 
 def print_json(value: Any) -> None:

@@ -4,7 +4,7 @@ import csv
 import os
 import posixpath
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -88,7 +88,7 @@ def csv_split(source: Path) -> dict[str, list[str]] | None:
     """
     parts: dict[str, str] = {}
     has_column = False
-    for row in _rows(source):
+    for row in _rows(source, ("path", "id")):  # lists of imported features name their clips by id
         if row.part is None:
             continue
         has_column = True
@@ -174,12 +174,12 @@ def _clip(row: _Row, folder: str) -> Clip:
     return Clip(clip_id, f"{scheme}:/{posixpath.normpath(f'{folder[len(scheme) + 2 :]}/{path}')}", row.label)
 
 
-def _rows(source: Path | str) -> Iterator[_Row]:
+def _rows(source: Path | str, names: Sequence[str] = ("path",)) -> Iterator[_Row]:
     """Read the rows of a CSV; names that are no UTF-8 keep their bytes, as everywhere in Python's file functions."""
     with _open_text(source) as file:
         reader = csv.reader(file, strict=True)
         try:
-            columns = _columns(next(reader, []), source)
+            columns = _columns(next(reader, []), source, names)
             start = reader.line_num + 1
             for cells in reader:
                 if cells:
@@ -218,16 +218,17 @@ class _Columns(NamedTuple):
     split: int | None
 
 
-def _columns(cells: list[str], source: Path | str) -> _Columns:
+def _columns(cells: list[str], source: Path | str, names: Sequence[str]) -> _Columns:
     header = [cell.strip().lower() for cell in cells]
-    for column in ("path", "label"):
+    name = next((name for name in names if name in header), names[0])
+    for column in (name, "label"):
         if header.count(column) != 1:
             raise UserError(
                 f"the header {','.join(cells)!r} has {header.count(column)} columns called {column!r}; "
                 f"line 1 of {source}; start the file with path,label or path,label,split"
             )
     split = header.index("split") if "split" in header else None
-    return _Columns(len(header), header.index("path"), header.index("label"), split)
+    return _Columns(len(header), header.index(name), header.index("label"), split)
 
 
 def _row(cells: list[str], columns: _Columns, line: int, source: Path | str) -> _Row:

@@ -4,17 +4,7 @@ from pathlib import Path
 
 import click
 
-from ...cache.errors import UserError
-from ..console import EXIT_PARTIAL, json_option, parse_streams, print_json, resumable, say
-
-
-def _numbers(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, ...]:
-    """Split a comma-separated list of whole numbers."""
-    try:
-        return tuple(dict.fromkeys(int(number) for number in text.split(",") if number.strip()))
-    except ValueError:
-        name = parameter.opts[0]
-        raise UserError(f"{text!r} is no list of whole numbers; {name}; write it like {name} 1,5") from None
+from ..console import EXIT_PARTIAL, json_option, parse_numbers, parse_streams, print_json, resumable, say
 
 
 @click.command()
@@ -37,11 +27,11 @@ def _numbers(context: click.Context, parameter: click.Parameter, text: str) -> t
 @click.option("--streams", default="", callback=parse_streams, help="Modalities to use.  [default: all of the cache]")
 @click.option("--way", default=5, show_default=True, help="Classes of an episode.")
 @click.option(
-    "--shot", "shots", default="1,5", show_default=True, callback=_numbers, help="Support clips of each class."
+    "--shot", "shots", default="1,5", show_default=True, callback=parse_numbers, help="Support clips of each class."
 )
 @click.option("--query", default=5, show_default=True, help="Query clips of each class.")
 @click.option(
-    "--seeds", default="0", show_default=True, callback=_numbers, help="Seeds of training; the mean is shown."
+    "--seeds", default="0", show_default=True, callback=parse_numbers, help="Seeds of training; the mean is shown."
 )
 @click.option("--episodes", default=10_000, show_default=True, help="Evaluation episodes, the same for all.")
 @click.option("--train-episodes", default=2000, show_default=True, help="Training episodes at most.")

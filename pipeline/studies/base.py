@@ -4,21 +4,30 @@ A study is a function from a `Context` to a `Result`. It trains through `Context
 need is trained once, and it never writes: `store.py` does.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...meta.episodes import EpisodeShape
+from ...meta.evaluate import EvaluationConfig, here
+from ...meta.heads import HEADS, PrototypeHead
+from ...meta.methods import parse_method
 from ..compare import finish_cells
 from ..compare_cells import Cell
 from ..compare_run import open_bench
 from ..compare_store import CellStore, CompareConfig, Measured, origin
-from ..features import FeatureSet, load_features
+from ..eval_processes import in_processes
+from ..features import FeatureSet, load_features, needs_tokens
+from ..runs import evaluate_run
 from ..splits import ClassSplit, load_split
+from .kept import kept_array
 
 TRAINED = "trained"
 """Folder below the studies' own that holds the runs all of them share; a folder of `amfir compare`."""
@@ -41,7 +50,7 @@ class StudyConfig:
     shots: tuple[int, ...] = (1, 5)
     """Shots of the tables."""
     seed: int = 0
-    """Of the trainings and episodes."""
+    """Of the trainings; the evaluation's episodes are the same whatever it is."""
     jobs: int = 1
     """Trainings at a time, a process each."""
     methods: tuple[str, ...] = ("all",)
@@ -85,7 +94,10 @@ class Result:
     episodes: list[EpisodeBlock] = field(default_factory=list)
     """Raw results."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """JSON-able: what rows cannot hold, such as the bins of a reliability diagram."""
+    """JSON-able: what rows cannot hold, such as the bins of a reliability diagram. `extra["files"]`, name -> bytes, is
+    written beside it: pictures."""
+    failures: list[str] = field(default_factory=list)
+    """What went wrong, a sentence each; a study with failures is tried again when it is asked for again."""
 
 
 @dataclass(eq=False)
@@ -105,9 +117,19 @@ class Context:
         return tuple(self.data.features)
 
     @property
+    def tokens(self) -> bool:
+        """Whether all streams have spatial tokens, which some heads need."""
+        return all(spec.tokens for spec in self.data.specs.values())
+
+    @property
     def num_novel(self) -> int:
         """Classes to test on."""
         return len(self.split.test)
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What all trainings and studies depend on, as fingerprints see it."""
+        return origin(self.config.cache, self.data, self.split)
 
     def train(self, cells: Sequence[Cell]) -> dict[Cell, Measured | str]:
         """Train and evaluate cells, but for those that are finished; what is interrupted goes on where it was.
@@ -127,24 +149,60 @@ class Context:
         store = self._store([cell, *cell.parts])
         return [store.run_folder(part) for part in cell.parts or (cell,)]
 
-    def _store(self, cells: Sequence[Cell]) -> CellStore:
-        return CellStore(self.config.out / TRAINED, self.config.compare, self._facts, cells)
+    def evaluate(self, cell: Cell, shape: EpisodeShape, episodes: int) -> NDArray[np.int64]:
+        """Right queries of each of the novel classes' episodes [E], kept: an interrupted study need not repeat it.
 
-    @cached_property
-    def _facts(self) -> Mapping[str, Any]:
-        return origin(self.config.cache, self.data, self.split)
+        Args:
+            cell: A trained one.
+            shape: Of the episodes; they need not be those that it was trained on.
+            episodes: How many, the first ones of seed 0.
+
+        Raises:
+            UserError: If the novel classes cannot fill the episodes.
+        """
+        folders = self.folders(cell)
+        method = parse_method(cell.method)
+        name = f"{cell.label}-{shape.way}way-{shape.shot}shot-{shape.query}query-{episodes}-{method.fusion}"
+        # A run's folder is named after all that the run depends on.
+        digest = hashlib.sha256("/".join(folder.name for folder in folders).encode()).hexdigest()
+
+        def make() -> NDArray[np.int64]:
+            tokens = needs_tokens(method.head)
+            data = load_features(self.config.cache, self.modalities, cell.streams) if tokens else self.data
+            config = EvaluationConfig(shape, episodes, fusion=method.fusion)
+            # Prototypes take less time than processes need to start.
+            fast = issubclass(HEADS[method.head].load(), PrototypeHead)
+            engine = here if fast else in_processes(self.config.jobs)
+            found = evaluate_run(data.only(cell.streams), self.split, folders, config, engine=engine)
+            right: NDArray[np.int64] = found.right.numpy()
+            return right
+
+        return kept_array(self.config.out / TRAINED / "evaluations" / f"{name}-{digest[:16]}.npy", episodes, make)
+
+    def _store(self, cells: Sequence[Cell]) -> CellStore:
+        return CellStore(self.config.out / TRAINED, self.config.compare, self.facts, cells)
 
 
 @dataclass(frozen=True)
 class Study:
-    """An entry of the registry."""
+    """An entry of the registry; its module is imported when it runs."""
 
     title: str
     """Heading, as a reader sees it."""
-    run: Callable[[Context], Result]
-    """Does it."""
+    module: str
+    """Below this package."""
+    function: str = "run"
+    """In the module: from a `Context` to a `Result`."""
     needs: tuple[str, ...] = ()
     """`modalities`: two of them; `targets`: other caches. A study that lacks one is skipped, and that is said."""
+    reads: tuple[str, ...] = ()
+    """Fields of the configuration that it depends on, beside those that all do: another value makes it again."""
+
+    def run(self, context: Context) -> Result:
+        """Do it."""
+        result = getattr(import_module(f".{self.module}", __package__), self.function)(context)
+        assert isinstance(result, Result)
+        return result
 
 
 def open_context(config: StudyConfig, say: Callable[[str], None] = lambda _: None) -> Context:
