@@ -33,6 +33,7 @@ from ..meta.methods import Method, parse_method
 from ..meta.model import Model, branch_specs
 from ..meta.objective import objective
 from ..meta.profiles import Profile, load_profile
+from ..meta.scaling import rescale
 from ..meta.tally import Counts
 from ..meta.threads import one_thread
 from ..meta.train import Record, Task, TrainConfig, Training, start_training, train, validates
@@ -174,6 +175,7 @@ def evaluate_run(
     folders: Sequence[Path],
     config: EvaluationConfig,
     *,
+    temperature: str = "run",
     engine: Engine = here,
     watch: Watch | None = None,
 ) -> Evaluation:
@@ -184,14 +186,17 @@ def evaluate_run(
         split: Its test classes.
         folders: One run, or runs of a modality each.
         config: Episodes and fusion.
+        temperature: One of `meta.scaling.TEMPERATURES`.
         engine: Runs the blocks of episodes.
         watch: Told the counts of each block, in order.
 
     Raises:
-        UserError: If there is no model, or the cache or split does not fit it, or two runs look at one modality.
+        UserError: If there is no model, or the cache or split does not fit it, or two runs look at one modality, or
+            the runs have no validation classes to fit temperatures on.
     """
     model, made = _load_runs(data, split, folders)
     ready = apply_projections(data, model.projections)
+    rescale(model, temperature, made, ready.features, data.labels, data.class_names, config)
     clips, novel = ready.clips_of(split.test), data.ids(split.test)
     return evaluate_scorer(
         model.scorer(ready.features, clips),
@@ -209,7 +214,13 @@ def evaluate_run(
 
 @one_thread()
 def evaluate_run_generalised(
-    data: FeatureSet, split: ClassSplit, folders: Sequence[Path], config: EvaluationConfig, *, engine: Engine = here
+    data: FeatureSet,
+    split: ClassSplit,
+    folders: Sequence[Path],
+    config: EvaluationConfig,
+    *,
+    temperature: str = "run",
+    engine: Engine = here,
 ) -> Generalised:
     """Evaluate a run, or several fused late, over base and novel prototypes together; arguments as `evaluate_run` has.
 
@@ -220,6 +231,7 @@ def evaluate_run_generalised(
     """
     model, made = _load_runs(data, split, folders)
     ready = apply_projections(data, model.projections)
+    rescale(model, temperature, made, ready.features, data.labels, data.class_names, config)
     names = dict.fromkeys(name for one in made for name in (*one["split"]["train"], *one["split"]["val"]))
     if lacking := [name for name in names if name not in data.class_names]:
         raise UserError(f"no clip of base class {lacking[0]!r}; --generalised; use the cache the run was trained on")

@@ -143,3 +143,12 @@ def test_a_training_that_fails_is_told(context: Context) -> None:
     assert failure.startswith("7-shot: class 'class ")
     assert "needs 9" in failure
     assert not found.rows
+
+
+def test_an_evaluation_takes_the_same_temperatures(context: Context, result: Result, folder: Path) -> None:
+    config = EvaluationConfig(COMPARE.shape(1), 300)
+    for study, name in (("none", "none"), ("folds", "run"), ("validation", "validation")):
+        found = evaluate_run(context.data, context.split, [folder], config, temperature=name)
+        (block,) = (block for block in result.episodes if block.condition == f"view=ami;temperatures={study}")
+        assert found.right.tolist() == block.right.tolist()
+        assert ("belief" in found.fusions) == (name != "none")

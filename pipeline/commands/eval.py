@@ -42,6 +42,14 @@ PATIENCE_SECONDS = 2.0
     show_default=True,
     help="How classes are drawn: uniform, or hard: a class and those that are most like it.",
 )
+@click.option(
+    "--temperature",
+    metavar="run|none|validation",
+    default="run",
+    show_default=True,
+    help="Factor of each modality's distances: the run's own; 1, without a belief; or fitted on the run's validation "
+    "classes, and the belief anew on the same episodes.",
+)
 @click.option("--generalised", is_flag=True, help="Classify over base and novel prototypes together, too.")
 @click.option("--details", metavar="DIR", type=click.Path(path_type=Path), help="Write the confusion matrix and more.")
 @click.option(
@@ -69,6 +77,7 @@ def evaluate(cache: Path, split: str, folders: tuple[Path, ...], as_json: bool, 
       amfir eval features --split hmdb51 --run run --way all --details details
       amfir eval features --split hmdb51 --run run --episodes 1000000 --workers 8
       amfir eval features --split hmdb51 --run run --sampler hard --generalised
+      amfir eval features --split hmdb51 --run run --temperature validation
     """
     with resumable():
         result, generalised = _run(cache, split, folders, **settings)
@@ -89,6 +98,7 @@ def _run(
     streams: tuple[str, ...],
     method: str | None,
     fusion: str | None,
+    temperature: str,
     generalised: bool,
     details: Path | None,
     workers: int | None,
@@ -109,6 +119,8 @@ def _run(
     over = _engine(engine, workers, address)
     if not made and method and parse_method(method).head != "temporal":
         raise UserError(f"{method!r} has to be trained; --method without --run; train it, then give its --run")
+    if not made and temperature != "run":
+        raise UserError(f"--temperature {temperature} needs a trained model; --run; give one, such as --run run")
     if not made and generalised:
         raise UserError("--generalised needs a trained model; --run; give one, such as --run run")
     streams = streams or tuple(dict.fromkeys(name for provenance in made for name in provenance["streams"]))
@@ -119,11 +131,13 @@ def _run(
     joint = None
     if generalised:
         with Bar("ep") as bar:
-            joint = evaluate_run_generalised(data, split, folders, config, engine=_shown(over, bar, config))
+            joint = evaluate_run_generalised(
+                data, split, folders, config, temperature=temperature, engine=_shown(over, bar, config)
+            )
     with Bar("ep") as bar, _details(details) as watch:
         shown = _shown(over, bar, config)
         if made:
-            found = evaluate_run(data, split, folders, config, engine=shown, watch=watch)
+            found = evaluate_run(data, split, folders, config, temperature=temperature, engine=shown, watch=watch)
         else:
             found = evaluate_untrained(data, split, config, engine=shown, watch=watch)
     if details:
