@@ -364,6 +364,7 @@ def test_numbers_that_are_none_and_absolute_paths_do_not_get_in() -> None:
         "--split=s.toml z /data and/or s3://a/b https://a/b"
     )
     assert without_paths("/data") == "data"
+    assert without_paths("--to cache:/a/b/split.toml") == "--to cache:split.toml"
 
 
 def test_an_example_names_no_file_outside_its_folder(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from .wording import number, shown
 
 _LIBRARY = "window.vegaEmbed = vegaEmbed;"
 """What the page takes of the bundle."""
-NARROW = 5
+NARROW = 4
 """A table of so many columns is no wider than the text."""
 LONG = 12
 """Longer tables of a figure's own points are folded."""

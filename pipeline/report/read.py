@@ -28,7 +28,7 @@ _KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 """Keys of a study's rows: texts, then numbers (or null). Others may be there."""
 
-_PATH = re.compile(r"(?:file://|(?<![\w.:/]))/(?:[^\s/'\",;:=()]+/)+([^\s/'\",;:=()]*)")
+_PATH = re.compile(r"(?:file://|(?<![\w./]))/(?:[^\s/'\",;:=()]+/)+([^\s/'\",;:=()]*)")
 """An absolute path of two parts or more; the last is kept."""
 
 
