@@ -11,13 +11,17 @@ import torch
 from torch import Tensor
 
 from .episodes import EpisodeSampler, EpisodeShape, lowest
+from .search import PrototypeIndex
 
 REACH = 16
 """Nearest classes that can join an anchor, in multiples of those that an episode needs (way - 1). The weight of a rank
 halves every way - 1 ranks, so that beyond there would be 2^-16 of the first one's."""
 
 MARGIN = 16
-"""Candidates that a search in float32 returns beyond those wanted: what it misplaces by rounding is among them."""
+"""Classes looked at beyond those wanted: the index holds float32, whose rounding may put an equally near one first."""
+
+SEARCHED_AT_ONCE = 1024
+"""Classes whose neighbours are in memory with all that the search says of them."""
 
 
 def class_means(
@@ -48,34 +52,27 @@ def class_means(
 def nearest_classes(means: Tensor, count: int) -> Tensor:
     """The `count` classes nearest to each class, nearest first, of equals the one listed first: [C, count].
 
-    faiss finds candidates among many classes where it is installed, torch elsewhere; their order follows from
-    distances in float64 either way, so that the same seed means the same episodes with and without faiss.
+    An index finds them among many classes, by faiss where it is installed; their order follows from distances in
+    float64 either way, so that the same seed means the same episodes with and without faiss.
 
     Args:
         means: [C, d], float64.
         count: Below C.
     """
-    candidates = _candidates(means - means.mean(0), min(len(means), count + 1 + MARGIN))
-    own = torch.arange(len(means))[:, None]
+    index = PrototypeIndex.build({"means": means})
+    classes = torch.arange(len(means)).split(SEARCHED_AT_ONCE)
+    return torch.cat([_nearest_to(rows, means, index, count) for rows in classes])
+
+
+def _nearest_to(rows: Tensor, means: Tensor, index: PrototypeIndex, count: int) -> Tensor:
+    found = index.search({"means": means[rows]}, count + 1 + MARGIN, torch.ones(1, len(rows)))
     # Rising positions, so that a stable sort puts the class that is listed first before its equals.
-    candidates = candidates.sort(-1).values
-    squared = torch.stack([(means[row] - mean).square().sum(-1) for row, mean in zip(candidates, means, strict=True)])
-    order = squared.where(candidates != own, torch.inf).sort(dim=-1, stable=True).indices
+    candidates = found.ids.sort(-1).values
+    squared = torch.stack(
+        [(means[near] - means[row]).square().sum(-1) for row, near in zip(rows, candidates, strict=True)]
+    )
+    order = squared.where(candidates != rows[:, None], torch.inf).sort(dim=-1, stable=True).indices
     return candidates.gather(1, order[:, :count])
-
-
-def _candidates(centred: Tensor, count: int) -> Tensor:
-    if count == len(centred):
-        return torch.arange(count).expand(count, -1)
-    try:
-        import faiss
-    except ModuleNotFoundError:
-        rows = torch.split(centred.float(), 1024)
-        return torch.cat([torch.cdist(part, centred.float()).topk(count, largest=False).indices for part in rows])
-    index = faiss.IndexFlatL2(centred.shape[1])
-    values = centred.float().contiguous().numpy()
-    index.add(values)
-    return torch.from_numpy(index.search(values, count)[1])
 
 
 class ConfusableSampler(EpisodeSampler):

@@ -1,4 +1,4 @@
-"""Clips as the heads of a model embed them, for what works on vectors: generalised episodes, confusable classes."""
+"""Clips as the heads of a model embed them, for what works on vectors: generalised episodes, confusable classes, search."""
 
 import torch
 from torch import Tensor
@@ -17,6 +17,30 @@ def has_prototypes(model: Model) -> bool:
     return all(isinstance(model.head(name), PrototypeHead) for name in model.modalities)
 
 
+def prototype_heads(model: Model) -> dict[str, PrototypeHead]:
+    """Branch -> its head.
+
+    Raises:
+        UserError: If a head has no vector prototypes.
+    """
+    heads: dict[str, PrototypeHead] = {}
+    for name in model.modalities:
+        head = model.head(name)
+        if not isinstance(head, PrototypeHead):
+            raise UserError(
+                f"head {model.branch(name).spec.head!r} has no vector prototypes; --generalised puts those of base and "
+                "novel classes together, amfir search compares clips with them; give a run whose head has some, such "
+                "as amfir or protonet"
+            )
+        heads[name] = head
+    return heads
+
+
+def distance_factors(model: Model) -> dict[str, float]:
+    """Branch -> tau, the factor of its distances; raises as `prototype_heads` does."""
+    return {name: model.temperatures[name] * head.scale for name, head in prototype_heads(model).items()}
+
+
 def embed_clips(model: Model, features: Features, clips: Tensor) -> Space:
     """Embed view 0 of some clips by every branch.
 
@@ -29,16 +53,10 @@ def embed_clips(model: Model, features: Features, clips: Tensor) -> Space:
         UserError: If a head has no vector prototypes, or the features are not the model's.
     """
     model.check(features)
-    for name in model.modalities:
-        if not isinstance(model.head(name), PrototypeHead):
-            raise UserError(
-                f"head {model.branch(name).spec.head!r} has no vector prototypes; --generalised puts those of base and "
-                "novel classes together; give a run whose head has some, such as amfir or protonet"
-            )
-    heads = {name: head for name in model.modalities if isinstance(head := model.head(name), PrototypeHead)}
+    heads = prototype_heads(model)
     return Space(
         {name: _embed(model.branch(name), features, clips) for name in heads},
-        {name: model.temperatures[name] * head.scale for name, head in heads.items()},
+        distance_factors(model),
         {name: head.distance for name, head in heads.items()},
     )
 

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import sys
 import tracemalloc
@@ -729,3 +730,8 @@ def test_an_array_above_the_limit_is_a_failure(tmp_path: Path, monkeypatch: pyte
 def label_clips_of(tmp_path: Path) -> Any:
     (tmp_path / "l.csv").write_text("id,label\nx,a\n")
     return label_clips(open_features(tmp_path / "npy"), tmp_path / "l.csv", tmp_path / "npy")
+
+
+def test_the_page_names_every_reason() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "cache.md").read_text()
+    assert dict(re.findall(r"^\| `([a-z-]+)` \| (.+) \|$", page, re.MULTILINE)) == REASONS
