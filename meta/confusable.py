@@ -60,7 +60,7 @@ def nearest_classes(means: Tensor, count: int) -> Tensor:
         count: Below C.
     """
     index = PrototypeIndex.build({"means": means})
-    classes = torch.arange(len(means)).split(SEARCHED_AT_ONCE)
+    classes = torch.split(torch.arange(len(means)), SEARCHED_AT_ONCE)
     return torch.cat([_nearest_to(rows, means, index, count) for rows in classes])
 
 

@@ -1,4 +1,4 @@
-"""Clips as the heads of a model embed them, for what works on vectors: generalised episodes, confusable classes, search."""
+"""Clips as the heads of a model embed them, for what works on vectors: generalised episodes, hard classes, search."""
 
 import torch
 from torch import Tensor

@@ -25,7 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train:train", "Meta-train the heads on a cache."),
     "eval": ("eval:evaluate", "Measure few-shot accuracy on a cache."),
     "compare": ("compare:compare", "Every method on the same features and episodes, in one table."),
-    "search": ("search:search", "The clips of a cache that are nearest to each query, by a run's heads."),
+    "search": ("search:search", "Find the nearest clips of a cache, by a run's heads."),
     "study": ("study:study", "Every table and figure of the papers from one cache."),
     "report": ("report:report", "Studies as pages: HTML, Markdown with pictures, LaTeX."),
     "bench": ("bench:bench", "Measure speed, as ratios within one run."),

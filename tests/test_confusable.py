@@ -1,6 +1,5 @@
 """Episodes of confusable classes: whom an anchor is drawn with, and how often."""
 
-import sys
 from collections import Counter
 
 import pytest
@@ -11,6 +10,7 @@ from amfir.meta import confusable
 from amfir.meta.confusable import ConfusableSampler, class_means, nearest_classes
 from amfir.meta.episodes import EpisodeShape
 from amfir.meta.evaluate import EvaluationConfig, evaluate
+from amfir.meta.search.backends import choose_backend
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -35,8 +35,10 @@ def test_distances_of_class_means_are_the_tempered_sum_over_the_modalities() -> 
 
 @pytest.mark.parametrize("library", ["faiss", "torch", "all"])
 def test_nearest_classes_are_those_of_a_sort(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("amfir.meta.search.backends.CROSSOVER", 0)
     if library == "torch":
-        monkeypatch.setitem(sys.modules, "faiss", None)
+        monkeypatch.setattr("amfir.meta.search.backends.find_faiss", lambda: None)
+    assert choose_backend(60) == ("torch" if library == "torch" else "flat")
     means = torch.randn(60, 6, generator=generator(), dtype=torch.float64) + 1e4
     count = 59 if library == "all" else 8
     found = nearest_classes(means, count)
@@ -52,6 +54,23 @@ def test_equally_near_classes_come_in_the_order_they_are_listed() -> None:
         [0, 1, 3],
         [0, 1, 2],
     ]
+
+
+def test_classes_that_float64_puts_equally_far_are_in_order_where_float32_does_not() -> None:
+    """Seen from the mean, which is no float32, whole numbers are rounded."""
+    places = [0, 1, 2, 10, 20, 30, 50, 70, 71, 72, 90, 110, 130]
+    means = torch.tensor(places, dtype=torch.float64)[:, None]
+    found = nearest_classes(means, 2).tolist()
+    for k, place in enumerate(places):
+        ranked = sorted((abs(other - place), j) for j, other in enumerate(places) if j != k)
+        assert found[k] == [j for _, j in ranked[:2]]
+
+
+def test_neighbours_are_the_same_however_many_are_searched_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    means = torch.randn(50, 4, generator=generator(), dtype=torch.float64)
+    whole = nearest_classes(means, 5)
+    monkeypatch.setattr(confusable, "SEARCHED_AT_ONCE", 7)
+    assert torch.equal(nearest_classes(means, 5), whole)
 
 
 def test_fellows_come_with_the_documented_weights_in_any_place() -> None:

@@ -171,7 +171,7 @@ def test_blocks_give_the_index_of_the_whole() -> None:
     assert_nearest(found, psi, found.weights.numpy(), 5)
 
 
-@pytest.mark.parametrize(("num", "k"), [(2, 1), (30, 64), (64, 3), (200, 300)])
+@pytest.mark.parametrize(("num", "k"), [(2, 1), (30, 64), (64, 3), (200, 300), (256, 3)])
 def test_weights_are_those_of_the_paper_where_the_posterior_is_known(num: int, k: int) -> None:
     prototypes, queries = draw(0, num, (16, 24, 8)), draw(1, 12, (16, 24, 8))
     taus = taus_of(prototypes)
@@ -196,6 +196,7 @@ def certainty_loop(psi: Doubles) -> Doubles:
     ("num", "sharpness", "offset", "normaliser"),
     [
         (50, 1, 0, "exact"),
+        (257, 1, 0, "candidates"),
         (3000, 100, 0, "bounded"),
         (3000, 100, 1000, "bounded"),
         (3000, 1, 0, "candidates"),

@@ -20,6 +20,9 @@ from .space import PIECE, UNIT, Doubles, Floats, Ids, Space, count_rows
 NEAREST = 64
 """At least so many prototypes nearest in each modality make up a posterior: over one alone, every c is 1."""
 
+FEW = 256
+"""Up to so many prototypes all make it up: that costs little, and nothing is left open."""
+
 
 MORE = 8
 """Factor by which more candidates are asked for where it is not certain that none is missing."""
@@ -147,8 +150,8 @@ class PrototypeIndex:
             queries: [NQ, d_m] of each modality.
             k: How many; all N if there are fewer.
             weights: alpha, [M, NQ] in the order of `space.modalities`, at least 0 and not all 0 for a query; one-hot
-                ones search one modality. None: AMI's (Eq. 8), from posteriors over the max(k, 64) prototypes nearest
-                in each modality; see `Certainties` for what that leaves open.
+                ones search one modality. None: AMI's (Eq. 8), from posteriors over the `posterior_depth`
+                prototypes nearest in each modality; see `Certainties` for what that leaves open.
 
         Raises:
             UserError: If k < 1, or modalities, widths, values or weights are not what they should be.
@@ -158,7 +161,7 @@ class PrototypeIndex:
         points = self.space.place(queries)
         alpha = None if weights is None else self._alpha(weights, len(points))
         k = min(k, len(self.matrix))
-        step = max(1, PIECE // (len(self.space.modalities) ** 2 * _breadth(max(k, NEAREST))))
+        step = max(1, PIECE // (len(self.space.modalities) ** 2 * _breadth(posterior_depth(k, len(self.matrix)))))
         starts = range(0, max(1, len(points)), step)
         parts = [slice(start, start + step) for start in starts]
         return _join([self._search(points[part], k, None if alpha is None else alpha[:, part]) for part in parts])
@@ -178,7 +181,7 @@ class PrototypeIndex:
     def _search(self, points: Floats, k: int, alpha: Doubles | None) -> Neighbours:
         found = None
         if alpha is None:
-            found = self._certainties(points, min(max(k, NEAREST), len(self.matrix)))
+            found = self._certainties(points, posterior_depth(k, len(self.matrix)))
             alpha = found.weights.numpy()
         ids, psi, distances = self._nearest(points, alpha, k)
         return Neighbours(
@@ -253,6 +256,11 @@ class PrototypeIndex:
         error = UNIT * (4 * width**0.5 + 8) * size + width * float(np.finfo(np.float32).tiny)
         certain: NDArray[np.bool_] = farthest < (alpha * squared).sum(0) - last - error
         return certain
+
+
+def posterior_depth(k: int, num: int) -> int:
+    """How many of `num` prototypes, nearest in each modality, a posterior is normalised over where k are wanted."""
+    return num if num <= FEW else min(max(k, NEAREST), num)
 
 
 def _breadth(count: int) -> int:
