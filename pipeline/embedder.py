@@ -14,6 +14,7 @@ from ..meta.embedded import ENCODED_AT_ONCE, distance_factors, embed_clips, prot
 from ..meta.model import Model
 from ..meta.threads import one_thread
 from .features import FeatureSet, load_features, require_specs
+from .runs import require_own_streams
 
 Progress = Callable[[int, int], None]
 """Called with the clips that are ready and all of them."""
@@ -85,12 +86,9 @@ def load_embedder(folders: Sequence[Path]) -> Embedder:
                     f"the run compares by the distance {head.distance!r}; {folder}; an index knows the squared "
                     "Euclidean one only: give a run whose head has it, such as amfir or protonet"
                 )
-    names = [name for model, _ in loaded for name in model.streams]
-    if len(set(names)) < len(names):
-        raise UserError(
-            f"two runs look at {max(names, key=names.count)}; {folders[0]} ...; give a run for each modality"
-        )
-    return Embedder(tuple(folders), tuple(model for model, _ in loaded), tuple(made for _, made in loaded))
+    models = tuple(model for model, _ in loaded)
+    require_own_streams(models, folders)
+    return Embedder(tuple(folders), models, tuple(made for _, made in loaded))
 
 
 def embed_in_blocks(

@@ -278,13 +278,22 @@ def _means(model: Model, data: FeatureSet, clips: Tensor, class_ids: Sequence[in
 def _together(models: Sequence[Model], folders: Sequence[Path]) -> Model:
     """One model of all branches, without a belief: nobody fitted one on them together."""
     branches = [model.branch(name) for model in models for name in model.modalities]
+    require_own_streams(models, folders)
+    projections = {name: projection for model in models for name, projection in model.projections.items()}
+    return Model(branches, projections=projections).eval()
+
+
+def require_own_streams(models: Sequence[Model], folders: Sequence[Path]) -> None:
+    """Refuse runs that share a modality.
+
+    Raises:
+        UserError: Naming it.
+    """
     names = [name for model in models for name in model.streams]
     if len(set(names)) < len(names):
         raise UserError(
             f"two runs look at {max(names, key=names.count)}; {folders[0]} ...; give a run for each modality"
         )
-    projections = {name: projection for model in models for name, projection in model.projections.items()}
-    return Model(branches, projections=projections).eval()
 
 
 @one_thread()
