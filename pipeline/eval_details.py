@@ -30,6 +30,9 @@ ROWS_AT_ONCE = 10_000
 NAMED = 60
 """Classes whose names the picture shows; of more, some are."""
 
+NUMBERED = 20
+"""Classes up to which the cells of the picture hold their numbers."""
+
 
 class EpisodeFile:
     """Right queries of each episode, written block by block.
@@ -141,6 +144,10 @@ def _draw(path: Path, names: Sequence[str], confusion: NDArray[np.int64]) -> Non
     axes.set_yticks(list(shown), labels, fontsize=8)
     axes.set_xlabel("predicted" if step == 1 else f"predicted (every {step}th class is named)")
     axes.set_ylabel("true")
+    if len(names) <= NUMBERED:
+        for (row, column), share in np.ndenumerate(shares):
+            colour = "black" if share > 60 else "white"
+            axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=8, color=colour)
     figure.colorbar(image, label="% of the true class's queries", shrink=0.7)
     with _whole(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)

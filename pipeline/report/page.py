@@ -20,6 +20,8 @@ _LIBRARY = "window.vegaEmbed = vegaEmbed;"
 """What the page takes of the bundle."""
 NARROW = 4
 """A table of so many columns is no wider than the text."""
+BROAD = 8
+"""One of more columns may be wider than a figure."""
 LONG = 12
 """Longer tables of a figure's own points are folded."""
 
@@ -166,7 +168,8 @@ def _table(table: Table) -> str:
         f'<div class="scroll" tabindex="0" role="region" aria-labelledby="{label}"><table aria-labelledby="{label}">'
         f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
-    kind = "table narrow" if len(table.header) <= NARROW else "table"
+    columns = len(table.header)
+    kind = "table narrow" if columns <= NARROW else "table broad" if columns > BROAD else "table"
     if len(table.rows) > LONG and table.folds:
         body = f'<details><summary id="{label}">{_text(table.caption)}</summary>{body}</details>'
     else:

@@ -79,8 +79,11 @@ def _missing(rows: Rows, kinds: Mapping[str, Series], name: str, told: str, appl
 def _harm_table(rows: Rows, kinds: Mapping[str, Series], name: str) -> Table:
     views = [key for key in kinds if any(row["fusion"] == key for row in rows)]
     cells = {(row["modality"], row["level"], row["fusion"]): row for row in rows}
+    modalities, levels = list(dict.fromkeys(row["modality"] for row in rows)), {row["level"] for row in rows}
     body = []
-    for modality, level in dict.fromkeys((row["modality"], row["level"]) for row in rows):
+    for modality, level in [
+        (m, at) for m in modalities for at in sorted(levels) if any((m, at, v) in cells for v in views)
+    ]:
         here = [cells.get((modality, level, view)) for view in views]
         body.append([tables.text(shown(modality)), tables.figure(level), *map(tables.accuracy, here)])
     header = ["harmed", "level", *(kinds[view].label for view in views)]
