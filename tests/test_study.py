@@ -326,6 +326,12 @@ def list_result(folder: Path) -> None:
     (folder / "result.json").write_text("[]", encoding="utf-8")
 
 
+def lose_skipped(folder: Path) -> None:
+    kept = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    del kept["skipped"]
+    (folder / "result.json").write_text(json.dumps(kept), encoding="utf-8")
+
+
 def cut_episodes(folder: Path) -> None:
     (folder / "episodes.parquet").write_bytes((folder / "episodes.parquet").read_bytes()[:-9])
 
@@ -344,7 +350,9 @@ def exchange(folder: Path) -> None:
     shutil.copytree(folder.with_name("table2"), folder)
 
 
-@pytest.mark.parametrize("harm", [damage_result, list_result, cut_episodes, change_picture, lose_picture, exchange])
+@pytest.mark.parametrize(
+    "harm", [damage_result, list_result, lose_skipped, cut_episodes, change_picture, lose_picture, exchange]
+)
 def test_a_damaged_or_foreign_result_is_made_again(
     root: Path, tmp_path: Path, own_studies: dict[str, Callable[..., Result]], harm: Callable[[Path], None]
 ) -> None:

@@ -142,8 +142,8 @@ def test_caches_of_one_name_are_told_apart(tmp_path: Path) -> None:
     places = [tmp_path / "ucf" / "cache", tmp_path / "hmdb", tmp_path / "b" / "hmdb"]
     assert transfer._names([(place, "s") for place in places]) == [
         "ucf/cache",
-        f"{places[1]} (s)",
-        f"{places[2]} (s)",
+        "hmdb (s)",
+        "b/hmdb (s)",
     ]
 
 

@@ -152,6 +152,8 @@ def _print(name: str, content: Mapping[str, Any], out: Path) -> None:
 
 
 def _cell(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_cell(item)}" for key, item in value.items())
     if isinstance(value, float):
         return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.2g}"
     return "" if value is None else str(value)

@@ -160,7 +160,13 @@ class StudyStore:
 
     def _whole(self, folder: Path, content: Mapping[str, Any]) -> bool:
         files = content.get("files")
-        if not isinstance(files, dict) or EPISODES not in files or not isinstance(content.get("rows"), list):
+        lists = all(isinstance(content.get(name), list) for name in ("rows", "skipped", "failures"))
+        if (
+            not isinstance(files, dict)
+            or EPISODES not in files
+            or not lists
+            or not isinstance(content.get("title"), str)
+        ):
             return False
         try:
             return all(_digest((folder / file).read_bytes()) == digest for file, digest in files.items())

@@ -5,6 +5,7 @@ the target's base classes, and AMFIR trained on the target itself: what the trai
 lacks. All three are tested on the same episodes.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,11 +78,12 @@ def _skip(context: Context, result: Result, line: str) -> None:
 
 
 def _names(places: Sequence[tuple[Path, str]]) -> list[str]:
-    """What tables call caches: their folders' names, with what comes before or the split where these say too little."""
+    """What tables call caches: their folders' names, with what tells them apart where these say too little."""
     paths = [cache.resolve() for cache, _ in places]
+    common = Path(os.path.commonpath(paths))
     names = [path.name if not path.name.startswith("cache") else f"{path.parent.name}/{path.name}" for path in paths]
     return [
-        name if names.count(name) == 1 else f"{path} ({split})"
+        name if names.count(name) == 1 else f"{path.relative_to(common) if path != common else path.name} ({split})"
         for name, path, (_, split) in zip(names, paths, places, strict=True)
     ]
 
