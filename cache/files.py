@@ -62,12 +62,13 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def file_errors(path: Path, verb: str = "write") -> Iterator[None]:
+def file_errors(path: Path, verb: str = "write", what: str = "the cache") -> Iterator[None]:
     """Turn an operating system's error at `path` into one line.
 
     Args:
         path: What the error names.
         verb: What was being done: "write" or "read".
+        what: To what.
 
     Raises:
         MachineError: If the disk is full or fails.
@@ -79,9 +80,9 @@ def file_errors(path: Path, verb: str = "write") -> Iterator[None]:
         reason = error.strerror or str(error)
         if error.errno in _USER_ERRORS:
             mend = "mend the permissions or name another directory"
-            raise UserError(f"cannot {verb} the cache ({reason}); in {path}; {mend}") from error
+            raise UserError(f"cannot {verb} {what} ({reason}); in {path}; {mend}") from error
         mend = "nothing is damaged: make room or mend the disk, then run the same command again"
-        raise MachineError(f"cannot {verb} the cache ({reason}); in {path}; {mend}") from error
+        raise MachineError(f"cannot {verb} {what} ({reason}); in {path}; {mend}") from error
 
 
 def remove_file(path: Path) -> None:

@@ -5,21 +5,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..cache.errors import UserError
 from .episodes import EpisodeSampler
 from .evaluate import EvaluationConfig, score_episodes
 from .model import Features
 from .prototypes import PrototypeScorer
-from .temperature import fit_temperature
+from .temperature import fit_temperature, fitting_episodes
 
 STD_FLOOR = 0.1
 """Smallest deviation a feature is divided by, as a share of the mean one: features that hardly move on base clips say
 nothing, and dividing by almost nothing would let them drown the others."""
-
-FIT_EPISODES = 1000
-"""Base episodes that the temperatures are fitted on, where their distances are not too many."""
-
-FIT_VALUES = 2**25
-"""Distances of a modality that the temperatures are fitted on at most: one episode of a thousand ways has millions."""
 
 POOLED_AT_ONCE = 512
 """Clips whose frames are averaged at once."""
@@ -48,14 +43,17 @@ def untrained_temperatures(
     """One temperature a modality, fitted on episodes of the base classes; of their way where there are fewer classes.
 
     Raises:
-        UserError: If a base class has too few clips.
+        UserError: If there are fewer than two base classes, or one has too few clips.
     """
+    if len(base_ids) < 2:
+        raise UserError(
+            f"the split has {len(base_ids)} base class; temperatures are fitted on two or more; add classes"
+        )
     shape = config.shape
     shape = type(shape)(min(shape.way, len(base_ids)), shape.shot, shape.query)
     base = torch.isin(labels, torch.tensor(list(base_ids)))
     sampler = EpisodeSampler(labels[base], base_ids, shape, class_names)
     scorer = PrototypeScorer({name: values[base] for name, values in embeddings.items()})
-    episodes = max(1, min(FIT_EPISODES, FIT_VALUES // (shape.way**2 * shape.query)))
-    scores = score_episodes(scorer, sampler, EvaluationConfig(shape, episodes, config.seed))
+    scores = score_episodes(scorer, sampler, EvaluationConfig(shape, fitting_episodes(shape), config.seed))
     answers = shape.query_labels()
     return {name: fit_temperature(psi, answers) for name, psi in zip(embeddings, scores.psi, strict=True)}

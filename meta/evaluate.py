@@ -6,7 +6,7 @@ however the blocks are spread over processes, the numbers are the same to the la
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -41,7 +41,6 @@ __all__ = [
     "make_sampler",
     "observations",
     "score_episodes",
-    "summarise",
 ]
 
 MAX_VALUES = 2**16
@@ -272,10 +271,3 @@ def draw_block(sampler: EpisodeSampler, config: EvaluationConfig, block: int) ->
     state = np.random.SeedSequence((config.seed, block)).generate_state(1, np.uint64)
     generator = torch.Generator().manual_seed(int(state[0]))
     return sampler.sample(BLOCK_EPISODES, generator)[: config.episodes - block * BLOCK_EPISODES]
-
-
-def summarise(counts: Counts, config: EvaluationConfig, method: str, seconds: float) -> Evaluation:
-    """Accuracies, intervals and selection accuracies in percent of counts made elsewhere, without those of classes."""
-    tally = Tally(0, config.fusion)
-    tally.add(replace(counts, cells=counts.cells[:0], hits=counts.hits[:0]))
-    return conclude(tally, config, method, (), seconds)

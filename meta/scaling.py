@@ -23,7 +23,7 @@ from .episodes import EpisodeSampler, EpisodeShape
 from .evaluate import EvaluationConfig, score_episodes
 from .model import Features, Model
 from .prototypes import Scores
-from .temperature import fit_temperature
+from .temperature import fit_temperature, fitting_episodes
 
 TEMPERATURES = ("run", "none", "validation")
 """The run's own; 1 for every modality; fitted on the run's validation classes."""
@@ -90,7 +90,8 @@ def validation_temperatures(
             query, so that no temperature fits best.
     """
     shape = _at_most(shape, val_ids)
-    scores = _scores(model, features, labels, val_ids, EvaluationConfig(shape, episodes, seed), class_names)
+    config = EvaluationConfig(shape, fitting_episodes(shape, episodes), seed)
+    scores = _scores(model, features, labels, val_ids, config, class_names)
     return _fit(model, scores, shape)
 
 
@@ -110,7 +111,8 @@ def use_validation_temperatures(
     Arguments and errors as `validation_temperatures` has them.
     """
     shape = _at_most(shape, val_ids)
-    psi, centre = _scores(model, features, labels, val_ids, EvaluationConfig(shape, episodes, seed), class_names)
+    config = EvaluationConfig(shape, fitting_episodes(shape, episodes), seed)
+    psi, centre = _scores(model, features, labels, val_ids, config, class_names)
     temperatures = _fit(model, Scores(psi, centre), shape)
     model.set_temperatures(temperatures)
     if model.belief is not None:

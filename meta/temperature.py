@@ -5,11 +5,24 @@ import math
 import torch
 from torch import Tensor
 
+from .episodes import EpisodeShape
+
 START_DISTANCE = 8.0
 """Mean psi that an initial temperature aims at: posteriors neither flat nor saturated."""
 
 SEARCH_FACTOR = 1e3
 """The fit looks between the initial temperature divided and multiplied by this."""
+
+FIT_EPISODES = 1000
+"""Episodes that temperatures are fitted on, where their distances are not too many."""
+
+FIT_VALUES = 2**25
+"""Distances of a modality that temperatures are fitted on at most: one episode of a thousand ways has millions."""
+
+
+def fitting_episodes(shape: EpisodeShape, most: int = FIT_EPISODES) -> int:
+    """How many episodes to fit temperatures on: at most `most`, and at least one."""
+    return max(1, min(most, FIT_VALUES // (shape.way**2 * shape.query)))
 
 
 def initial_temperature(psi: Tensor) -> float:

@@ -110,6 +110,8 @@ def bench_search(sizes: Sequence[int], backends: Sequence[str], questions: Quest
     """
     if not sizes or not backends:
         raise UserError("nothing to measure; --sizes, --backends; give some of each")
+    if min(sizes) < 1:
+        raise UserError(f"{min(sizes)} prototypes cannot be searched; --sizes; give numbers of at least 1")
     for name in backends:
         pick(BACKENDS, name, "search backend")
     exact = tuple(name for name in BACKENDS if name in backends and name not in APPROXIMATE)
@@ -119,7 +121,7 @@ def bench_search(sizes: Sequence[int], backends: Sequence[str], questions: Quest
         for ready, (kind, size) in enumerate(cases, 1):
             vectors = Vectors(kind, size)
             figures = _alone(measure_exact, vectors, questions, exact) if exact else {}
-            for name in set(backends).intersection(APPROXIMATE):
+            for name in (name for name in APPROXIMATE if name in backends):
                 figures |= _alone(measure_approximate, vectors, questions, name)
             found[kind][str(size)] = {"auto": choose_backend(size), "backends": figures}
             bar.update(ready, len(cases), note=f"{kind} {size}")

@@ -11,8 +11,9 @@ Each file is whole or not there.
 import csv
 import io
 import os
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +60,17 @@ class EpisodeFile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        if self._writer is not None:
+        try:
             if kind is None:
                 self._flush()
-            self._writer.close()
-        if kind is None:
-            os.replace(self._temporary, self._path)
-        else:
-            self._temporary.unlink(missing_ok=True)
+            with _one_line(self._path.parent):
+                if self._writer is not None:
+                    self._writer.close()
+                if kind is None:
+                    os.replace(self._temporary, self._path)
+        finally:
+            with suppress(OSError):
+                self._temporary.unlink(missing_ok=True)
 
     def add(self, counts: Counts) -> None:
         """Take the counts of a block."""
@@ -87,7 +91,7 @@ class EpisodeFile:
         columns = {name: np.concatenate([part[name] for part in self._held]) for name in self._held[0]}
         self._held.clear()
         table = pyarrow.table(columns)
-        with file_errors(self._path.parent):
+        with _one_line(self._path.parent):
             if self._writer is None:
                 self._writer = pyarrow.parquet.ParquetWriter(self._temporary, table.schema)
             self._writer.write_table(table)
@@ -149,7 +153,9 @@ def _draw(path: Path, names: Sequence[str], confusion: NDArray[np.int64]) -> Non
             colour = "black" if share > 60 else "white"
             axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=8, color=colour)
     figure.colorbar(image, label="% of the true class's queries", shrink=0.7)
-    with _whole(path) as temporary:
+    with _whole(path) as temporary, warnings.catch_warnings():
+        # One line for each character of a name that the font lacks; it is drawn as a box.
+        warnings.filterwarnings("ignore", message="Glyph")
         figure.savefig(temporary, format="png", dpi=110)
 
 
@@ -162,12 +168,16 @@ def _short(name: str) -> str:
 def _whole(path: Path) -> Iterator[Path]:
     temporary = _beside(path)
     try:
-        with file_errors(path.parent):
+        with _one_line(path.parent):
             yield temporary
             os.replace(temporary, path)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _one_line(folder: Path) -> AbstractContextManager[None]:
+    return file_errors(folder, what="the details")
 
 
 def _beside(path: Path) -> Path:

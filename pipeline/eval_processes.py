@@ -127,7 +127,7 @@ _job: Callable[[int], Any] | None = None
 
 def _start(path: Path) -> None:
     global _job
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    die_with_parent()
     import torch
 
     torch.set_num_threads(1)
@@ -139,8 +139,12 @@ def _count(block: int) -> Any:
     return _job(block)
 
 
-def _die_with_parent() -> None:
-    """End this process as soon as its parent is gone, whatever it works on."""
+def die_with_parent() -> None:
+    """Let this process end as soon as its parent is gone, whatever it works on."""
+    threading.Thread(target=_wait_for_the_parent, daemon=True).start()
+
+
+def _wait_for_the_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..cache import Store, StreamSpec
 from ..cache.errors import UserError, pick
+from ..cache.files import file_errors
 from ..cache.rows import Index
 from ..cache.sidecar import VanishedError, replace_file, write_json
 from ..cache.view import View, load_view, settled
@@ -66,7 +67,8 @@ def export_features(
 
     Raises:
         UserError: If the cache is none, is damaged or lacks a stream, or `out` holds something else than an unfinished
-            or finished export of this cache in this form.
+            or finished export of this cache in this form, or cannot be written.
+        MachineError: If the disk is full or fails.
     """
     pick(FORMATS, form, "format")
     store = Store(cache)
@@ -76,10 +78,11 @@ def export_features(
     specs = {name: store.spec(name) for name in names}
     views = {name: _load(cache, spec) for name, spec in specs.items()}
     jobs = {name: _Job(cache, specs[name], views[name]) for name in names}
-    _claim(cache, out, form, {name: job.contents for name, job in jobs.items()})
     counter = _Counter(sum(len(view.rows) for view in views.values()), progress or (lambda *_: None))
     write = _write_npy if form == "npy" else _write_parquet
-    return {name: write(job, out, counter) for name, job in jobs.items()}
+    with file_errors(out, what="the export"):
+        _claim(cache, out, form, {name: job.contents for name, job in jobs.items()})
+        return {name: write(job, out, counter) for name, job in jobs.items()}
 
 
 class _Job:

@@ -9,6 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from .eval_processes import die_with_parent
 from .feature_files import ArrayError, read_array
 
 
@@ -26,7 +27,7 @@ class ReadingProcess:
             UserError: If the format's package is not installed.
         """
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=_leave_interrupts_to_the_parent)
+            self._pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=_start)
         try:
             return self._pool.submit(read_array, path, key).result()
         except BrokenProcessPool as error:
@@ -34,5 +35,7 @@ class ReadingProcess:
             raise ArrayError("bad-array", "the process that read it crashed") from error
 
 
-def _leave_interrupts_to_the_parent() -> None:
+def _start() -> None:
+    die_with_parent()
+    # Interrupts are the parent's.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

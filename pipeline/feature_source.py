@@ -221,6 +221,8 @@ def _datasets(file: Any, path: Path) -> list[str]:
     except Exception as error:  # as above
         what = " ".join(str(error).split())
         raise UserError(f"damaged HDF5 file ({what}); {path}; copy or write it again") from error
+    if odd := [name for name in found if not isinstance(name, str)]:
+        raise UserError(f"the name {odd[0]!r} is not UTF-8; in {path}; rename the dataset or its group")
     return found
 
 

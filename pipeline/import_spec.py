@@ -49,9 +49,11 @@ class ImportConfig:
     """What made the features; None: unknown."""
 
     def __post_init__(self) -> None:
-        """Refuse a count of no frames, and unknown axes."""
+        """Refuse a count of no frames, unknown axes, and a name that is none."""
         if self.axes is not None:
             pick(AXES, self.axes, "axes")
+        if self.backbone == "":
+            raise UserError("the backbone has no name; --backbone; give one, or leave it out")
         if self.frames is not None and self.frames < 1:
             raise UserError(f"frames is {self.frames}; --frames; it must be at least 1")
 
@@ -186,10 +188,11 @@ def _anchor(
     found: dict[str, Json] = {}
     for clip in [*(clip for clip in clips if clip.id == anchor), *probes]:
         try:
-            numbers = source.read(clip.name).astype("<f8")
+            with np.errstate(over="ignore"):
+                numbers = source.read(clip.name).astype("<f8")
         except ArrayError:
             continue
-        is_good = bool(np.abs(numbers).max() <= _LARGEST)
+        is_good = numbers.size > 0 and bool(np.abs(numbers).max() <= _LARGEST)
         if is_good or not found:
             found = {"clip": clip.id, "sha256": hashlib.sha256(numbers.tobytes()).hexdigest()}
         if is_good:

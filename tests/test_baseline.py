@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from amfir.cache.errors import UserError
-from amfir.meta.baseline import FIT_EPISODES, STD_FLOOR, untrained_embeddings, untrained_temperatures
+from amfir.meta.baseline import STD_FLOOR, untrained_embeddings, untrained_temperatures
 from amfir.meta.episodes import EpisodeSampler, EpisodeShape
 from amfir.meta.evaluate import EvaluationConfig, draw_block
 from amfir.meta.temperature import fit_temperature
@@ -46,7 +46,7 @@ def test_temperatures_are_fitted_on_base_episodes(num_base: int, way: int) -> No
     config = EvaluationConfig(EpisodeShape(4, 2, 2), episodes=20, seed=3)
     found = untrained_temperatures(embeddings, labels, range(num_base), config, NAMES)
     shape = EpisodeShape(way, 2, 2)
-    drawn = EvaluationConfig(shape, FIT_EPISODES, 3)
+    drawn = EvaluationConfig(shape, 1000, 3)
     sampler = EpisodeSampler(labels, range(num_base), shape)
     for name, values in embeddings.items():
         psi = []
@@ -57,6 +57,13 @@ def test_temperatures_are_fitted_on_base_episodes(num_base: int, way: int) -> No
             psi.append((queries[:, :, None] - prototypes[:, None]).square().sum(-1))
         answers = torch.arange(way).repeat_interleave(2)
         assert found[name] == pytest.approx(fit_temperature(torch.cat(psi), answers), rel=1e-4)
+
+
+def test_one_base_class_is_refused() -> None:
+    features, labels = planted()
+    embeddings = untrained_embeddings(features, labels, range(1))
+    with pytest.raises(UserError, match="the split has 1 base class"):
+        untrained_temperatures(embeddings, labels, range(1), EvaluationConfig(EpisodeShape(2, 1, 1)), NAMES)
 
 
 def test_a_base_class_with_too_few_clips_is_refused_by_name() -> None:

@@ -84,6 +84,7 @@ def test_nothing_to_measure_and_unknown_backends_are_refused() -> None:
         (("--sizes", ""), "nothing to measure"),
         (("--backends", "flt"), "did you mean 'flat'"),
         (("--sizes", "1e3"), "no list of whole numbers"),
+        (("--sizes", "100,0"), "0 prototypes cannot be searched; --sizes"),
     ):
         result = CliRunner().invoke(cli, ["bench", "search", *arguments])
         assert result.exit_code == 2

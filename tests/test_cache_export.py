@@ -237,6 +237,7 @@ def test_other_content_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "full/note").touch()
     refuses(export(tmp_path / "c", tmp_path / "full"), "the folder holds other files")
     refuses(export(tmp_path / "c", tmp_path / "full/note"), "is no folder; --to")
+    refuses(export(tmp_path / "c", tmp_path / "full/note/below"), "cannot write the export (Not a directory)")
     refuses(export(tmp_path / "c", tmp_path / "c/rgb/out"), "the export would lie in the cache")
     (tmp_path / "out/export.json").write_text("{")
     refuses(export(tmp_path / "c", tmp_path / "out"), "export.json is unreadable")

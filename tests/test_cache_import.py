@@ -481,6 +481,18 @@ def test_a_mended_file_and_a_new_one_are_imported_and_a_changed_one_is_reported(
     np.testing.assert_array_equal(held(tmp_path / "c")["run/clip 0"][1], slow_row(numbers(8, 6), 8))
 
 
+def test_a_stream_whose_anchor_lost_its_numbers_is_one_of_another_source(tmp_path: Path, folder: Path) -> None:
+    import_into(tmp_path / "c", folder)
+    spec = json.loads((tmp_path / "c/rgb/spec.json").read_text(encoding="utf-8"))
+    anchor = spec["spec"]["settings"]["imported"]["source"]["clip"]
+    np.save(folder / f"{anchor}.npy", np.zeros((0, 4)))
+    save_npy(folder / "run/new.npy", numbers(5, 6))
+    refuses(
+        import_into(tmp_path / "c", folder),
+        'settings.imported.source.clip: "run/clip 0" in the cache, "run/clip 1" asked',
+    )
+
+
 def test_damaged_segments_are_made_anew(tmp_path: Path, folder: Path) -> None:
     import_into(tmp_path / "c", folder)
     (segment,) = (tmp_path / "c/rgb/segments").glob("*.h5")
@@ -629,6 +641,8 @@ def test_places_and_options_that_do_not_fit(tmp_path: Path, folder: Path) -> Non
     (tmp_path / "full/other").touch()
     with h5py.File(tmp_path / "empty.h5", "w"):
         pass
+    with h5py.File(tmp_path / "latin.h5", "w") as file:
+        h5py.Group(h5py.h5g.create(file.create_group("a").id, b"b\xe9"))["c"] = numbers(2)
     for features, options, message in (
         (tmp_path / "nowhere", (), "no such features"),
         (tmp_path / "notes.txt", (), "neither a folder nor an HDF5 file"),
@@ -639,6 +653,8 @@ def test_places_and_options_that_do_not_fit(tmp_path: Path, folder: Path) -> Non
         (folder, ("--key", "x"), "--key x says nothing about .npy files"),
         (folder, ("--ids", "x"), "--ids x says nothing about a folder"),
         (folder, ("--frames", 0), "frames is 0"),
+        (folder, ("--backbone", ""), "the backbone has no name"),
+        (tmp_path / "latin.h5", (), "the name b'a/b\\xe9/c' is not UTF-8"),
         (folder, ("--axes", "dt"), "unknown axes 'dt'"),
         (folder, ("--axes", "vtd"), "shape [5, 6], not [V, T, D]; in run/clip 0.npy; name the axes"),
         (folder, ("--labels", tmp_path / "no.csv"), "cannot read the list (No such file or directory)"),

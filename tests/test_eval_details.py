@@ -80,6 +80,10 @@ def test_a_file_in_the_way_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot make .*file.*; --details; choose another directory"):
         EpisodeFile(tmp_path / "file")
+    (tmp_path / "episodes.parquet").mkdir()
+    with pytest.raises(UserError, match=r"cannot write the details \(Is a directory\)"):
+        measured(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["episodes.parquet", "file"]
 
 
 def test_the_picture_of_many_classes_shows_the_diagonal(tmp_path: Path) -> None:

@@ -223,12 +223,12 @@ def test_few_prototypes_and_slow_approximations_are_searched_exactly(
 
 def test_recall_must_reach_its_target_with_confidence() -> None:
     # Wilson's interval by hand: (p + z^2/2n - z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), z = 1.645.
-    assert Recall(1.0, 1.0, 1.0, 300).bound == pytest.approx(300 / (300 + 1.645**2))
-    assert Recall(0.995, 0.99, 1.0, 1000).bound == pytest.approx(0.989764, abs=1e-6)
-    assert Recall(1.0, 1.0, 1.0, 300).suffices
-    assert not Recall(1.0, 1.0, 1.0, 200).suffices
-    assert not Recall(0.995, 0.99, 1.0, 1000).suffices
-    assert not Recall(1.0, 0.98, 1.0, 100_000).suffices
+    assert Recall(1.0, 1.0, 300).bound == pytest.approx(300 / (300 + 1.645**2))
+    assert Recall(0.995, 0.99, 1000).bound == pytest.approx(0.989764, abs=1e-6)
+    assert Recall(1.0, 1.0, 300).suffices
+    assert not Recall(1.0, 1.0, 200).suffices
+    assert not Recall(0.995, 0.99, 1000).suffices
+    assert not Recall(1.0, 0.98, 100_000).suffices
 
 
 def test_without_queries_prototypes_are_searched_among_the_others() -> None:

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from amfir.cache.errors import UserError
+from amfir.cache.errors import MachineError, UserError
 from amfir.meta.search import Neighbours, PrototypeIndex
 
 RUN = {"run": {"model": "abc", "seeds": (1, 2)}, "cache": "kinetics"}
@@ -94,9 +96,35 @@ def test_saving_again_replaces_what_was_there(tmp_path: Path) -> None:
 def test_a_save_that_fails_half_way_leaves_the_old_index(tmp_path: Path) -> None:
     index = PrototypeIndex.build(draw(0, 50))
     index.save(tmp_path, RUN)
-    (tmp_path / ".index.json.partial").mkdir()  # the manifest cannot be written
-    with pytest.raises(IsADirectoryError):
-        PrototypeIndex.build(draw(1, 60)).save(tmp_path, RUN)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))  # as good as a full disk
+    try:
+        with pytest.raises(MachineError, match=r"cannot write the prototype index .*; in .*; .* make room"):
+            PrototypeIndex.build(draw(1, 60)).save(tmp_path, RUN)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert files(tmp_path) == ["index.json", "prototypes"]
+    assert equal(PrototypeIndex.load(tmp_path, RUN).search(draw(2, 4), 3), index.search(draw(2, 4), 3))
+
+
+def test_where_no_folder_can_be_one_line_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match="cannot write the prototype index"):
+            PrototypeIndex.build(draw(0, 5)).save(place, RUN)
+
+
+def test_two_may_write_at_once(tmp_path: Path) -> None:
+    index = PrototypeIndex.build(draw(0, 200))
+    index.save(tmp_path, RUN)
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=lambda: [index.save(tmp_path, RUN) for _ in range(20)]) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert files(tmp_path) == ["index.json", "prototypes"]
     assert equal(PrototypeIndex.load(tmp_path, RUN).search(draw(2, 4), 3), index.search(draw(2, 4), 3))
 
 

@@ -30,7 +30,8 @@ class Approximate:
     def __init__(self, name: str, matrix: Floats, index: Any, lift: Floats, fallback: Exact) -> None:
         self.name, self.index, self.lift = name, index, lift
         self.fallback = fallback
-        self._searcher = on_gpu(index)
+        # faiss has no graphs on a GPU.
+        self._searcher = on_gpu(index) if name == "ivf" else index
         self._lift = torch.from_numpy(lift).T
         self._matrix = matrix
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ...cache.errors import UserError
+from ...cache.files import file_errors
 from .backends import APPROXIMATE, Backend, load_backend, save_backend
 from .space import Floats
 
@@ -41,7 +42,18 @@ def write_index(
         space: JSON-able: `Space.to_json`.
         matrix: The prototypes.
         backend: Of the matrix.
+
+    Raises:
+        UserError: If this user cannot write there.
+        MachineError: If the disk is full or fails.
     """
+    with file_errors(folder, what="the prototype index"):
+        _write(folder, fingerprint, space, matrix, backend)
+
+
+def _write(
+    folder: Path, fingerprint: Mapping[str, Any], space: Mapping[str, Any], matrix: Floats, backend: Backend
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     files = {MATRIX: _put(folder, MATRIX, ".npy", lambda path: _save_matrix(path, matrix))}
     if backend.name in APPROXIMATE:
@@ -54,14 +66,14 @@ def write_index(
         "backend": backend.name,
         "files": files,
     }
-    partial = folder / f".{MANIFEST}.partial"
-    partial.write_bytes(_pack(data))
-    _sync(partial)
-    partial.replace(folder / MANIFEST)
+    with _partial(folder / MANIFEST) as partial:
+        partial.write_bytes(_pack(data))
+        _sync(partial)
+        partial.replace(folder / MANIFEST)
     current = {file["name"] for file in files.values()}
     for old in [*folder.glob(f"{MATRIX}-*.npy"), *folder.glob(f"{BACKEND}-*.faiss")]:
         if old.name not in current:
-            old.unlink()
+            old.unlink(missing_ok=True)
 
 
 def read_index(folder: Path, fingerprint: Mapping[str, Any]) -> tuple[dict[str, Any], Floats, Backend]:
@@ -91,19 +103,32 @@ def read_index(folder: Path, fingerprint: Mapping[str, Any]) -> tuple[dict[str, 
 
 
 def _save_matrix(path: Path, matrix: Floats) -> None:
+    # np.save would not notice that the disk is full where all of the matrix fits into the C library's buffer.
     with path.open("wb") as file:
-        np.save(file, matrix, allow_pickle=False)
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(matrix))
+        file.write(np.ascontiguousarray(matrix).data)
 
 
 def _put(folder: Path, kind: str, suffix: str, write: Callable[[Path], None]) -> dict[str, Any]:
     """Write a file under a name that its content gives, and return what the manifest says of it."""
-    partial = folder / f".{kind}{suffix}.partial"
-    write(partial)
-    _sync(partial)
-    digest = _digest(partial)
-    file = {"name": f"{kind}-{digest[:32]}{suffix}", "bytes": partial.stat().st_size, "sha256": digest}
-    partial.replace(folder / str(file["name"]))
+    with _partial(folder / f"{kind}{suffix}") as partial:
+        write(partial)
+        _sync(partial)
+        digest = _digest(partial)
+        file = {"name": f"{kind}-{digest[:32]}{suffix}", "bytes": partial.stat().st_size, "sha256": digest}
+        partial.replace(folder / str(file["name"]))
     return file
+
+
+@contextlib.contextmanager
+def _partial(path: Path) -> Iterator[Path]:
+    """A file that this process alone writes, gone at the end unless it was renamed."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

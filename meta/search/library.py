@@ -30,9 +30,10 @@ FEWEST_FOR_A_THREAD = 32
 def find_faiss() -> Any | None:
     """The module faiss, or None; where it is missing this is said once, in one line."""
     try:
-        # Its absence may be any ImportError: of the module, or of a library that its wheel does not find.
+        # Its absence may be any ImportError: of the module, or of a library that its wheel does not find. Built for
+        # another numpy, it fails with an AttributeError.
         faiss = importlib.import_module("faiss")
-    except ImportError:
+    except (ImportError, AttributeError):
         print(MISSING, file=sys.stderr)
         return None
     faiss.cvar.distance_compute_blas_threshold = FEWEST_FOR_BLAS

@@ -21,6 +21,9 @@ from .space import (
     pieces_of,
 )
 
+SMALLEST = 1e-60
+"""Temperature: with a smaller one, the coordinates would be too small for float32 to tell them apart."""
+
 
 def fill(
     blocks: Iterable[Mapping[str, Tensor]], num: int, temperatures: Mapping[str, float] | None
@@ -96,6 +99,6 @@ def _temperatures(given: Mapping[str, float] | None, modalities: tuple[str, ...]
     if missing := [name for name in modalities if name not in taus]:
         raise UserError(f"no temperature for modality {missing[0]!r}; give one for each, or none at all")
     for name in modalities:
-        if not 0 < taus[name] < math.inf:
-            raise UserError(f"the temperature of {name!r} is {taus[name]}; give a positive number")
+        if not SMALLEST <= taus[name] < math.inf:
+            raise UserError(f"the temperature of {name!r} is {taus[name]}; give a number of at least {SMALLEST:g}")
     return tuple(float(taus[name]) for name in modalities)

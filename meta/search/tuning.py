@@ -35,8 +35,6 @@ class Recall:
     """Share of queries whose best row was found."""
     least: float
     """The smallest such share among the kinds of queries: each modality alone, and fused."""
-    ten: float
-    """Share of the first ten rows."""
     queries: int
 
     @property
@@ -74,9 +72,8 @@ class Trial:
         scores, ids = _without(search(self.queries, self.ids.shape[1] + 1), self.own)
         tie = 1e-6 * np.maximum(1, np.abs(self.scores))
         first = (ids[:, 0] == self.ids[:, 0]) | (scores[:, 0] >= self.scores[:, 0] - tie[:, 0])
-        ten = scores >= self.scores[:, -1:] - tie[:, -1:]
         least = min(float(first[self.kinds == kind].mean()) for kind in np.unique(self.kinds))
-        return Recall(float(first.mean()), least, float(ten.mean()), len(first))
+        return Recall(float(first.mean()), least, len(first))
 
     def speedup(self, search: Callable[[Floats, int], Found]) -> float:
         """How much faster than exact search it is, at its second try: the first reads what nobody has read."""
