@@ -63,6 +63,12 @@ def write_all(out: Path) -> Path:
     return out
 
 
+def entry(method: str, accuracy: float | None, ci95: float | None = 0.4, **more: Any) -> dict[str, Any]:
+    """A row of a method with an accuracy."""
+    row = {"method": method, "title": method.upper(), "arrangement": "own", "way": 5, "shot": 1}
+    return {**row, "accuracy": accuracy, "ci95": ci95, **more}
+
+
 def accuracy_row(draw: random.Random, mean: float, **keys: Any) -> dict[str, Any]:
     """A row with an accuracy near `mean`."""
     return {**keys, "way": 5, "accuracy": mean + draw.uniform(-1.5, 1.5), "ci95": draw.uniform(0.3, 0.5)}
@@ -241,6 +247,25 @@ def _write_examples(out: Path) -> None:
                 }
             )
     write_study(out, "examples", rows, title="Examples: clips that one modality got right alone")
+
+
+def write_one_modality(out: Path) -> Path:
+    """Write the studies that features of RGB alone allow, as `amfir study --streams rgb` does."""
+    criteria = [
+        {"criterion": name, "shot": 1, "selection_accuracy": None, "auroc": None, "auroc_rgb": 0.7}
+        for name in ("free-energy", "entropy")
+    ]
+    write_study(out, "reliability", criteria, extra={"weights": [], "calibration": []})
+    rows = [
+        {
+            **{"harm": "noise", "level": level, "applied_to": "features", "modality": "rgb", "shot": 1},
+            **{"method": "amfir", "fusion": fusion, "accuracy": 61.0 - level, "ci95": 0.4, "weight_rgb": 1.0},
+        }
+        for level in (0.0, 1.0)
+        for fusion in ("ami", "rgb alone")
+    ]
+    write_study(out, "robustness", rows)
+    return out
 
 
 def picture(width: int, height: int, colour: tuple[int, int, int]) -> bytes:

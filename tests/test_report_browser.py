@@ -68,6 +68,10 @@ def test_the_page_is_whole(browser: Any, page_file: Path, width: int, theme: str
     assert len(plots) > 20
     assert [name for name, size, marks, over in plots if size < 40 or marks < 2 or over > 1] == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    if width > 1000:
+        page.evaluate("document.querySelectorAll('details').forEach((part) => (part.open = true))")
+        cut = "[...document.querySelectorAll('.scroll')].filter((part) => part.scrollWidth > part.clientWidth).length"
+        assert page.evaluate(cut) == 0
     assert page.evaluate("[...document.images].every((image) => image.naturalWidth > 0)")
     _check_theme(page, theme)
     _check_legend(page)

@@ -2,10 +2,11 @@
 
 import hashlib
 import json
-import multiprocessing
 import os
 import resource
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,13 +118,13 @@ def test_where_no_folder_can_be_one_line_says_so(tmp_path: Path) -> None:
 def test_two_may_write_at_once(tmp_path: Path) -> None:
     index = PrototypeIndex.build(draw(0, 200))
     index.save(tmp_path, RUN)
-    context = multiprocessing.get_context("fork")
-    writers = [context.Process(target=lambda: [index.save(tmp_path, RUN) for _ in range(20)]) for _ in range(2)]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
-    assert [writer.exitcode for writer in writers] == [0, 0]
+    code = (
+        "import sys; from pathlib import Path; from amfir.meta.search import PrototypeIndex; "
+        f"index = PrototypeIndex.load(Path(sys.argv[1]), {RUN}); "
+        f"[index.save(Path(sys.argv[1]), {RUN}) for _ in range(30)]"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(2)]
+    assert [writer.wait(120) for writer in writers] == [0, 0]
     assert files(tmp_path) == ["index.json", "prototypes"]
     assert equal(PrototypeIndex.load(tmp_path, RUN).search(draw(2, 4), 3), index.search(draw(2, 4), 3))
 

@@ -42,5 +42,5 @@ def report(folders: tuple[Path, ...], target: Path, titles: tuple[str, ...], as_
         print_json({"to": str(target), "files": sizes})
         return
     click.echo(f"{target / 'report.html'}  {sizes['report.html'] / 1e6:.2f} MB")
-    click.echo(f"{target / 'report.md'}  with {sum(name.startswith('figures/') for name in sizes)} figures")
+    click.echo(f"{target / 'report.md'}  with {sum(name.startswith('figures/') for name in sizes)} pictures")
     click.echo(f"{target / 'tables'}  {sum(name.startswith('tables/') for name in sizes)} LaTeX tables")

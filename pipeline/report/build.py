@@ -1,19 +1,19 @@
 """From study folders to a report: which sections there are, in what order, and where their numbers come from."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ...cache.errors import UserError
 from ..studies.registry import STUDIES
 from .checks import examples, transfer
 from .document import Block, Facts, Group, Report, Section
 from .paper_figures import figure2, figure3, figure4, figure5
 from .paper_tables import table1, table2
-from .read import StudyFolder, StudyResult
+from .read import StudyFolder, StudyResult, printable
 from .reliability import reliability
 from .robustness import robustness
-from .wording import sentence
+from .wording import sentence, slug
 
 BUILDERS: Mapping[str, Callable[[StudyResult, str], list[Block]]] = {
     "table1": table1,
@@ -50,19 +50,19 @@ def build_report(folders: Sequence[StudyFolder], titles: Sequence[str] = ()) -> 
     Args:
         folders: At least one.
         titles: Of the folders, the first ones first; where there is none, the split's name, or the folder's.
+
+    Raises:
+        UserError: If a result holds something else than studies write.
     """
-    names = [titles[place] if place < len(titles) else _title(folder) for place, folder in enumerate(folders)]
+    names = [
+        printable(titles[place]) if place < len(titles) else _title(folder) for place, folder in enumerate(folders)
+    ]
     many = len(folders) > 1
     groups = [
         _group(folder, name, f"{slug(name)}-{place}-" if many else "")
         for place, (folder, name) in enumerate(zip(folders, names, strict=True), 1)
     ]
     return Report(TITLE if many else f"Few-shot action recognition on {names[0]}", tuple(groups))
-
-
-def slug(text: str) -> str:
-    """Letters, digits and hyphens, for ids and file names."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40] or "x"
 
 
 def _title(folder: StudyFolder) -> str:
@@ -95,15 +95,27 @@ def _sections(results: Sequence[StudyResult], prefix: str) -> list[Section]:
 
 
 def _section(result: StudyResult, prefix: str) -> Section:
-    blocks = BUILDERS[result.name](result, f"{prefix}{result.name}")
+    name = f"{prefix}{result.name}"
     return Section(
-        f"{prefix}{result.name}",
+        name,
         result.title,
-        tuple(blocks),
+        tuple(_blocks(result, name)),
         _settings(result.settings),
         (*result.skipped, *(f"failed: {line}" for line in result.failures)),
         tuple(map(sentence, result.notes)),
     )
+
+
+def _blocks(result: StudyResult, name: str) -> list[Block]:
+    """What a study says; a file that somebody edited, or wrote by other means, is refused here."""
+    try:
+        return BUILDERS[result.name](result, name)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(
+            f"not as studies write it ({why}); {str(result.folder / 'result.json')!r}; "
+            "delete it and run `amfir study` again"
+        ) from error
 
 
 def _settings(settings: Mapping[str, Any]) -> str:

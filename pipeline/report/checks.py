@@ -5,7 +5,7 @@ from typing import Any
 
 from . import charts, tables
 from . import words_checks as words
-from .document import Block, Clip, Figure, Panel, Series
+from .document import Block, Clip, Figure, Panel, Picture, Series
 from .marks import about, mark, split_by
 from .read import StudyResult
 from .theme import method_series
@@ -19,7 +19,7 @@ def transfer(result: StudyResult, name: str) -> list[Block]:
     known = [row for row in result.rows if row["accuracy"] is not None]
     if not known:
         return []
-    kinds = method_series({row["method"]: row.get("title") or shown(row["method"]) for row in known})
+    kinds = method_series({row["method"]: str(row.get("title") or shown(row["method"])) for row in known})
     bare = Series("untrained prototypes", "neutral", "cross")
     legend = [*kinds.values(), bare]
     panels, claims, body = [], [], []
@@ -54,7 +54,8 @@ def examples(result: StudyResult, name: str) -> list[Block]:
     """Clips that one modality got right alone, a block for each modality."""
     claims = tuple(words.say_examples(result.rows))
     blocks = [Block(claims)]
-    for modality, rows in split_by(result.rows, "right").items():
+    numbered = [{**row, "name": f"{name}-{place}"} for place, row in enumerate(result.rows, 1)]
+    for modality, rows in split_by(numbered, "right").items():
         clips = tuple(_clip(row, result) for row in rows)
         blocks.append(Block((), f"Only {shown(modality)} is right", clips=clips))
     return blocks
@@ -66,7 +67,8 @@ def _clip(row: Mapping[str, Any], result: StudyResult) -> Clip:
         file = row.get(key)
         # A plain name only: a result must not make the report copy any other file of this machine.
         if isinstance(file, str) and file and "/" not in file and "\\" not in file and (result.folder / file).is_file():
-            pictures.append((f"{what} {row['clip_id']}", result.folder / file))
+            label = f"{what} {row['clip_id']}"
+            pictures.append(Picture(f"{row['name']}-{key}", key, label, result.folder / file))
     share = (
         [("right alone", f"in {row['alone']:,} of {row['episodes']:,} episodes")]
         if row.get("alone") and row.get("episodes")
@@ -79,7 +81,7 @@ def _clip(row: Mapping[str, Any], result: StudyResult) -> Clip:
         row["label"],
         row["right"],
         tuple((name, str(value)) for name, value in (row.get("predictions") or {}).items() if value is not None),
-        tuple(words.weights_of(row).items()),
+        tuple((name, float(weight)) for name, weight in words.weights_of(row).items()),
         (*share, *([("free energy", listed)] if listed else [])),
         tuple(pictures),
     )

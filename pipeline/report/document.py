@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+LONG = 12
+"""Rows that a table of a figure's own points may have without being folded."""
+
 
 @dataclass(frozen=True)
 class Series:
@@ -71,7 +74,26 @@ class Table:
     numeric: tuple[bool, ...]
     """Whether a column holds numbers, for its alignment."""
     folds: bool = False
-    """Whether it only lists the points of its figure: a long one may be folded."""
+    """Whether it only lists the points of its figure."""
+
+    @property
+    def folded(self) -> bool:
+        """Whether it is put away until it is asked for: long, and its figure shows the same."""
+        return self.folds and len(self.rows) > LONG
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of a clip."""
+
+    name: str
+    """Unique in the report: file name without its ending."""
+    kind: str
+    """What it is: frame, flow."""
+    label: str
+    """What it shows, for those who do not see it."""
+    path: Path
+    """The file."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +112,8 @@ class Clip:
     """Modality and its mean weight in AMI, 0 to 1."""
     details: tuple[tuple[str, str], ...] = ()
     """Other figures: name and value."""
-    pictures: tuple[tuple[str, Path], ...] = ()
-    """What it shows and the file: a frame, its flow."""
+    pictures: tuple[Picture, ...] = ()
+    """A frame, its flow."""
 
 
 @dataclass(frozen=True)
@@ -159,3 +181,7 @@ class Report:
     """Heading of the page."""
     groups: tuple[Group, ...]
     """One for each folder."""
+
+    def blocks(self) -> list[Block]:
+        """All blocks, in the order of reading."""
+        return [block for group in self.groups for section in group.sections for block in section.blocks]

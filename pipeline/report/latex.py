@@ -16,7 +16,7 @@ _SPECIAL = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': r"{\char34}",
     "\N{PLUS-MINUS SIGN}": r"$\pm$",
     "\N{MINUS SIGN}": "$-$",
     "\N{RIGHTWARDS ARROW}": r"$\to$",
@@ -26,24 +26,36 @@ _SPECIAL = {
 
 def tables_of(report: Report) -> dict[str, str]:
     """LaTeX by file name, of all tables of the report."""
-    blocks = [block for group in report.groups for section in group.sections for block in section.blocks]
-    return {f"{table.name}.tex": to_latex(table) for block in blocks for table in block.tables}
+    return {f"{table.name}.tex": to_latex(table) for block in report.blocks() for table in block.tables}
 
 
 def to_latex(table: Table) -> str:
-    """A table environment; needs the package booktabs."""
+    """A table environment, or one that goes on over pages where it is long."""
     columns = "".join("r" if numeric else "l" for numeric in table.numeric)
+    head = f"    {' & '.join(map(escaped, table.header))} \\\\"
+    rows = [f"    {' & '.join(map(_cell, row))} \\\\" for row in table.rows]
+    caption, label = f"  \\caption{{{escaped(table.caption)}}}", f"  \\label{{tab:{table.name}}}"
+    if table.folded:
+        lines = [
+            "% Made by amfir report; needs \\usepackage{booktabs,longtable}.",
+            f"\\begin{{longtable}}{{{columns}}}",
+            f"{caption}{label.strip()} \\\\",
+            *(r"    \toprule", head, r"    \midrule", r"    \endhead", r"    \bottomrule", r"    \endfoot"),
+            *rows,
+            r"\end{longtable}",
+        ]
+        return "\n".join(lines) + "\n"
     lines = [
         "% Made by amfir report; needs \\usepackage{booktabs}.",
         r"\begin{table}",
         r"  \centering",
-        f"  \\caption{{{escaped(table.caption)}}}",
-        f"  \\label{{tab:{table.name}}}",
+        caption,
+        label,
         f"  \\begin{{tabular}}{{{columns}}}",
         r"    \toprule",
-        f"    {' & '.join(map(escaped, table.header))} \\\\",
+        head,
         r"    \midrule",
-        *(f"    {' & '.join(map(_cell, row))} \\\\" for row in table.rows),
+        *rows,
         r"    \bottomrule",
         r"  \end{tabular}",
         r"\end{table}",

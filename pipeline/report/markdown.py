@@ -1,15 +1,21 @@
 """A report as Markdown with pictures, for READMEs and papers."""
 
+import io
 import json
 import re
+from html import escape
 
 from .build import LEAD
 from .charts import picture_spec
-from .document import Block, Clip, Figure, Group, Report, Section, Table
+from .document import Block, Clip, Figure, Group, Picture, Report, Section, Table
+from .pictures import small_picture
 from .wording import number, shown
 
 SCALE = 2
 """Pixels of a picture for each of its points."""
+
+COLOURS = 128
+"""Of a picture."""
 
 
 def to_markdown(report: Report) -> str:
@@ -22,15 +28,31 @@ def to_markdown(report: Report) -> str:
 
 def pictures(report: Report) -> dict[str, Figure]:
     """Figures by the name of their PNG."""
-    blocks = [block for group in report.groups for section in group.sections for block in section.blocks]
-    return {f"{block.figure.name}.png": block.figure for block in blocks if block.figure}
+    return {f"{block.figure.name}.png": block.figure for block in report.blocks() if block.figure}
+
+
+def thumbnails(report: Report) -> dict[str, bytes]:
+    """Pictures of clips by file name."""
+    clips = [clip for block in report.blocks() for clip in block.clips]
+    return dict(_thumbnail(picture) for clip in clips for picture in clip.pictures)
+
+
+def _thumbnail(picture: Picture) -> tuple[str, bytes]:
+    kind, data = small_picture(picture.path)
+    return f"{picture.name}.{kind}", data
 
 
 def to_png(figure: Figure) -> bytes:
     """Draw a figure as the page does, on white."""
     import vl_convert
+    from PIL import Image
 
-    return bytes(vl_convert.vegalite_to_png(json.dumps(picture_spec(figure)), scale=SCALE))
+    drawn = vl_convert.vegalite_to_png(json.dumps(picture_spec(figure)), scale=SCALE)
+    # Lines on white need no more colours, and an eighth of the bytes: READMEs are opened on phones, too.
+    small = Image.open(io.BytesIO(drawn)).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+    data = io.BytesIO()
+    small.save(data, "PNG", optimize=True)
+    return data.getvalue()
 
 
 def plain(text: str) -> str:
@@ -74,22 +96,36 @@ def _block(block: Block, level: int) -> list[str]:
             f"*{plain(block.figure.caption)}*",
         ]
     for table in block.tables:
-        lines += [plain(table.caption), _table(table)]
+        lines += _table(table)
     return [*lines, _clips(block.clips)] if block.clips else lines
 
 
-def _table(table: Table) -> str:
+def _table(table: Table) -> list[str]:
+    """Its caption and its rows; folded as GitHub folds where it is long."""
+    if table.folded:
+        return [f"<details>\n<summary>{escape(table.caption)}</summary>", _rows(table), "</details>"]
+    return [plain(table.caption), _rows(table)]
+
+
+def _rows(table: Table) -> str:
     rule = ["---:" if numeric else "---" for numeric in table.numeric]
     rows = [[f"**{plain(cell.text)}**" if cell.bold else plain(cell.text) for cell in row] for row in table.rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in [[plain(title) for title in table.header], rule, *rows])
 
 
 def _clips(clips: tuple[Clip, ...]) -> str:
-    rows = [["clip", "class", "predictions", "AMI weights"], ["---"] * 4]
+    """A row for each; thumbnails first, then what was found."""
+    kinds = list(dict.fromkeys(picture.kind for clip in clips for picture in clip.pictures))
+    details = list(dict.fromkeys(name for clip in clips for name, _ in clip.details))
+    header = [*kinds, "clip", "class", "predictions", "AMI weights", *details]
+    rows = [[plain(title) for title in header], ["---"] * len(header)]
     for clip in clips:
+        shots = {one.kind: f"![{plain(one.label)}](figures/{_thumbnail(one)[0]})" for one in clip.pictures}
+        found = dict(clip.details)
         predictions = ", ".join(f"{shown(name)}: {predicted}" for name, predicted in clip.predictions)
         weights = ", ".join(f"{shown(name)} {number(weight, 2)}" for name, weight in clip.weights)
-        rows.append([plain(text) for text in (clip.name, clip.label, predictions, weights)])
+        texts = (clip.name, clip.label, predictions, weights, *(found.get(name, "") for name in details))
+        rows.append([*(shots.get(kind, "") for kind in kinds), *map(plain, texts)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

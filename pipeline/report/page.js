@@ -11,7 +11,7 @@ function narrow() {
 async function draw(id) {
   const spec = structuredClone(specs[id]);
   const config = structuredClone(look);
-  config.axis.labelLimit = narrow() ? 118 : 310;
+  if (narrow()) config.axis.labelLimit = 118;
   const options = { actions: false, renderer: "svg", config, tooltip: { disableDefaultStyle: true } };
   const made = await vegaEmbed(document.getElementById(id), spec, options);
   if (views[id]) views[id].finalize();

@@ -22,8 +22,6 @@ NARROW = 4
 """A table of so many columns is no wider than the text."""
 BROAD = 8
 """One of more columns may be wider than a figure."""
-LONG = 12
-"""Longer tables of a figure's own points are folded."""
 
 
 def to_html(report: Report) -> str:
@@ -131,11 +129,11 @@ def _figure(figure: Figure, specs: dict[str, Any]) -> str:
         specs[name] = panel.spec
         title = f'<p class="panel-title">{escape(panel.title)}</p>' if panel.title else ""
         label = escape(str(panel.spec.get("description") or figure.caption))
-        panels.append(f'<div>{title}<div class="plot" id="{name}" role="img" aria-label="{label}"></div></div>')
+        panels.append(f'<div>{title}<div class="plot" id="{escape(name)}" role="img" aria-label="{label}"></div></div>')
     kind = {1: "", 3: " three"}.get(len(panels), " many")
     legend = _legend(figure.series) if figure.series else ""
     return (
-        f'<figure id="figure-{figure.name}">{legend}<div class="panels{kind}">{"".join(panels)}</div>'
+        f'<figure id="figure-{escape(figure.name)}">{legend}<div class="panels{kind}">{"".join(panels)}</div>'
         f"<figcaption>{_text(figure.caption)}</figcaption></figure>"
     )
 
@@ -163,18 +161,18 @@ def _table(table: Table) -> str:
         f"<tr>{''.join(_cell(cell, numeric) for cell, numeric in zip(row, table.numeric, strict=True))}</tr>"
         for row in table.rows
     )
-    label = f"caption-{table.name}"
+    label = escape(f"caption-{table.name}")
     body = (
         f'<div class="scroll" tabindex="0" role="region" aria-labelledby="{label}"><table aria-labelledby="{label}">'
         f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
     columns = len(table.header)
     kind = "table narrow" if columns <= NARROW else "table broad" if columns > BROAD else "table"
-    if len(table.rows) > LONG and table.folds:
+    if table.folded:
         body = f'<details><summary id="{label}">{_text(table.caption)}</summary>{body}</details>'
     else:
         body = f'<p class="caption" id="{label}">{_text(table.caption)}</p>{body}'
-    return f'<div class="{kind}" id="table-{table.name}">{body}</div>'
+    return f'<div class="{kind}" id="table-{escape(table.name)}">{body}</div>'
 
 
 def _cell(cell: Cell, numeric: bool) -> str:
@@ -190,7 +188,7 @@ def _number(numeric: bool) -> str:
 
 def _clip(clip: Clip) -> str:
     pictures = "".join(
-        f'<img src="{_data_url(*small_picture(path))}" alt="{escape(what)}">' for what, path in clip.pictures
+        f'<img src="{_data_url(*small_picture(one.path))}" alt="{escape(one.label)}">' for one in clip.pictures
     )
     shares = "".join(_share(name, weight) for name, weight in clip.weights)
     said = ", ".join(f"{shown(name)} {number(weight, 2)}" for name, weight in clip.weights)

@@ -1,6 +1,7 @@
 """The papers' figures as blocks of claims, figures and tables."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from . import charts, tables, words
@@ -9,7 +10,7 @@ from .marks import about, grouped, mark, split_by
 from .paper_tables import INTERVAL, published_block
 from .read import StudyResult
 from .theme import method_series, view_series
-from .wording import at_shot, measure, number, shots, shown
+from .wording import at_shot, measure, number, shots
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -38,28 +39,37 @@ def figure2(result: StudyResult, name: str) -> list[Block]:
         panels.append(Panel(title, about(spec, f"Free energy of each modality over the training of {title}.")))
         said = words.say_figure2([row for row in rows if (row["method"], row["shot"]) == key])
         claims += [f"{title}: {' '.join(said)}"] if len(keys) > 1 else said
-    caption = "Mean free energy of each modality over the training; lower is more reliable. "
-    caption += "Dashed, and not measured here: where it settles in AMFIR's Figure 2, on SSv2 and Kinetics."
+    caption = f"Mean free energy of each modality over the training; lower is more reliable. {_averaged(rows)} "
+    caption += "Dashed, and not measured here: where it settles in AMFIR's Figure 2, on SSv2 and Kinetics, near "
+    caption += f"{number(PAPERS_FREE_ENERGY[0])}."
     figure = Figure(name, tuple(panels), caption, tuple(kinds.values()))
-    return [Block(tuple(claims), figure=figure, tables=(_energy_table(rows, name),))]
+    return [Block(tuple(claims), figure=figure, tables=(_energy_table(rows, kinds, name),))]
 
 
-def _energy_table(rows: Rows, name: str) -> Table:
+def _averaged(rows: Rows) -> str:
+    """What a point of the lines is a mean over: the last one may have been left with fewer episodes."""
+    fewer = set()
+    for line in grouped(rows, ("method", "shot", "modality")).values():
+        places = sorted({row["episode"] for row in line})
+        steps = [later - earlier for earlier, later in pairwise([0, *places])]
+        if steps[-1] < max(steps):
+            fewer.add(steps[-1])
+    text = "Each point averages the training episodes since the one before"
+    return (
+        f"{text}, the last one only {' or '.join(f'{few:g}' for few in sorted(fewer))} of them."
+        if fewer
+        else f"{text}."
+    )
+
+
+def _energy_table(rows: Rows, kinds: Mapping[str, Series], name: str) -> Table:
     body = []
-    for (method, shot, modality), line in grouped(rows, ("method", "shot", "modality")).items():
-        ordered = sorted(line, key=lambda row: float(row["episode"]))
-        first, last = ordered[0], ordered[-1]
-        cells = [tables.text(str(method).upper()), tables.count(shot), tables.text(shown(modality))]
-        body.append(
-            [
-                *cells,
-                tables.figure(first["free_energy"]),
-                tables.figure(last["free_energy"]),
-                tables.count(last["episode"]),
-            ]
-        )
-    header = ["method", "shot", "modality", "first", "last", "training episodes"]
-    return tables.table(name, "Free energy at the first and the last record of the training.", header, body)
+    for (method, shot, episode), part in grouped(rows, ("method", "shot", "episode")).items():
+        found = {row["modality"]: row["free_energy"] for row in part}
+        cells = [tables.text(str(method).upper()), tables.count(shot), tables.count(episode)]
+        body.append([*cells, *(tables.figure(found.get(key)) for key in kinds)])
+    header = ["method", "shot", "training episodes", *(one.label for one in kinds.values())]
+    return tables.table(name, "Free energy of each modality over the training.", header, body, folds=True)
 
 
 def figure3(result: StudyResult, name: str) -> list[Block]:
@@ -95,6 +105,9 @@ def _over(rows: Rows, name: str, key: str, axis: str, unit: tuple[str, str], hea
     figure = Figure(name, (Panel("", about(spec, text)),), text, tuple(legend))
     cells = {(row["method"], row[key]): row for row in known}
     lines = {row["method"]: row["title"] for row in known}
+    if key == "way":
+        cells |= {("chance", way): {"accuracy": 100 / way, "ci95": None} for way in places}
+        lines["chance"] = "chance"
     heads = {place: f"{place:g} {unit[0] if place == 1 else unit[1]}" for place in places}
     table = tables.matrix(
         name, f"{heading}: in %, with its 95 % interval. Bold: highest of its column.", "method", lines, heads, cells

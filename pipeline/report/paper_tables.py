@@ -8,7 +8,7 @@ from .document import Block, Figure, Panel, Series
 from .marks import about, ends_of, grouped, mark, split_by
 from .read import StudyResult
 from .theme import ARRANGEMENTS, arrangement_series
-from .wording import number, points, shots
+from .wording import number, points, shots, slug
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -42,10 +42,10 @@ def _table1_block(rows: Rows, shot: int, kinds: Mapping[str, Series], name: str)
             marks, legend, list(titles.values()), "accuracy in %", domain=charts.span(marks, floor=0, ceiling=100)
         )
         text = f"Accuracy of each method in each arrangement, {where}. {INTERVAL} Chance is {number(100 / way)} %."
-        figure = Figure(f"{name}-{shot}shot", (Panel("", about(spec, text)),), text, legend)
+        figure = Figure(f"{name}-{shot:g}shot", (Panel("", about(spec, text)),), text, legend)
     cells = {(row["method"], row["arrangement"]): row for row in rows}
     caption = f"Accuracy in % with its 95 % interval, {where}. Bold: highest of its column."
-    table = tables.matrix(f"{name}-{shot}shot", caption, "method", titles, {a: kinds[a].label for a in kinds}, cells)
+    table = tables.matrix(f"{name}-{shot:g}shot", caption, "method", titles, {a: kinds[a].label for a in kinds}, cells)
     return Block(tuple(words.say_table1(rows)), where, figure, (table,))
 
 
@@ -72,7 +72,8 @@ def published_block(result: StudyResult, name: str) -> list[Block]:
     used = [place for place in range(len(header)) if any(cells[place].text for cells in body)]
     body, header = [[cells[place] for place in used] for cells in body], [header[place] for place in used]
     caption = "Accuracy in % as the papers report it (theirs, not measured here), and the same entry here."
-    told = f"The papers report {len(body)} of these numbers for this data set and these backbones; they are theirs."
+    count = f"{len(body)} number{'' if len(body) == 1 else 's'}"
+    told = f"The papers report {count} for this data set and these backbones."
     return [Block((told,), "Published numbers", tables=(tables.table(f"{name}-published", caption, header, body),))]
 
 
@@ -96,7 +97,7 @@ def table2(result: StudyResult, name: str) -> list[Block]:
 
 
 def _ablation_block(rows: Rows, base: str, shot: int, name: str) -> Block:
-    label = f"{name}-{base}-{shot}shot"
+    label = f"{name}-{slug(base)}-{shot:g}shot"
     marks = []
     for row in rows:
         if row["method"] != base and row["difference"] is not None:

@@ -27,6 +27,8 @@ _KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "examples": (("clip_id", "label", "right"), ()),
 }
 """Keys of a study's rows: texts, then numbers (or null). Others may be there."""
+_PLACES = frozenset({"way", "shot", "level", "episode"})
+"""Those of the numbers that are never null: they say what a row is about."""
 
 _PATH = re.compile(r"(?:file://|(?<![\w./]))/(?:[^\s/'\",;:=()]+/)+([^\s/'\",;:=()]*)")
 """An absolute path of two parts or more; the last is kept."""
@@ -83,6 +85,7 @@ def read_folder(folder: Path) -> StudyFolder:
         what = f"no study.json in {str(folder)!r}" if folder.is_dir() else f"no folder {str(folder)!r}"
         raise UserError(f"{what}; name a folder that `amfir study --out` wrote")
     info = _read_json(folder / "study.json")
+    _object(info, "config", folder / "study.json")
     files = sorted(folder.glob("*/result.json"))
     if not files:
         raise UserError(f"no study is finished in {str(folder)!r}; run `amfir study` with the same --out first")
@@ -95,18 +98,30 @@ def read_folder(folder: Path) -> StudyFolder:
         )
     results = [_read_result(file) for file in fitting]
     stale = tuple(file.parent.name for file in files if file not in fitting)
-    return StudyFolder(folder.resolve().name, info, {result.name: result for result in results}, stale)
+    return StudyFolder(printable(folder.resolve().name), info, {result.name: result for result in results}, stale)
 
 
 def clean(value: Any) -> Any:
-    """Return a JSON value without numbers that are none (None stands for them) and without absolute paths."""
+    """Return a JSON value that can be shown.
+
+    Numbers that are none become None, absolute paths are shortened, what UTF-8 cannot hold is escaped.
+    """
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, str):
-        return without_paths(value)
+        return without_paths(printable(value))
     if isinstance(value, Mapping):
-        return {without_paths(str(key)): clean(item) for key, item in value.items()}
+        return {without_paths(printable(str(key))): clean(item) for key, item in value.items()}
     return [clean(item) for item in value] if isinstance(value, Sequence) else value
+
+
+def printable(text: str) -> str:
+    r"""Escape what UTF-8 cannot hold: bytes of a file name that were none of its letters.
+
+    >>> printable("a\udcff.mp4")
+    'a\\udcff.mp4'
+    """
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def without_paths(text: str) -> str:
@@ -129,11 +144,11 @@ def _read_result(file: Path) -> StudyResult:
         name,
         str(data.get("title") or name),
         file.parent,
-        data.get("settings") or {},
+        _object(data, "settings", file),
         tuple(rows),
         tuple(map(str, _listed(data, "skipped", str, file))),
         tuple(map(str, _listed(data, "notes", str, file))),
-        data.get("extra") or {},
+        _object(data, "extra", file),
         tuple(map(str, _listed(data, "failures", str, file))),
     )
 
@@ -162,11 +177,22 @@ def _listed(data: Mapping[str, Any], key: str, kind: type, file: Path) -> list[A
     return found
 
 
+def _object(data: Mapping[str, Any], key: str, file: Path) -> Mapping[str, Any]:
+    found = data.get(key)
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise UserError(
+            f"{key!r} is no object ({repr(found)[:60]}); {str(file)!r}; delete it and run `amfir study` again"
+        )
+    return found
+
+
 def _check_rows(rows: Sequence[Mapping[str, Any]], study: str, file: Path) -> None:
     texts, numbers = _KEYS.get(study, ((), ()))
     for place, row in enumerate(rows):
         wrong = [key for key in texts if not isinstance(row.get(key), str)]
-        wrong += [key for key in numbers if key not in row or not _is_number(row[key])]
+        wrong += [key for key in numbers if key not in row or not _is_number(row[key], key)]
         if wrong:
             raise UserError(
                 f"no usable {wrong[0]!r} in row {place} ({row.get(wrong[0])!r}); {str(file)!r}; "
@@ -174,5 +200,7 @@ def _check_rows(rows: Sequence[Mapping[str, Any]], study: str, file: Path) -> No
             )
 
 
-def _is_number(value: Any) -> bool:
-    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+def _is_number(value: Any, key: str) -> bool:
+    if value is None:
+        return key not in _PLACES
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -56,18 +56,24 @@ def _selection(rows: Rows, name: str) -> Block:
 
 
 def _selection_table(rows: Rows, name: str) -> Table:
-    """Criteria by shots."""
+    """Criteria by shots: picks and AUROC, or with one modality whether the criterion tells where it is right."""
     found = {(row["criterion"], row["shot"]): row for row in rows}
     shown_shots = list(dict.fromkeys(row["shot"] for row in rows))
+    alone = words.only_modality(rows)
+    caption = "Right modality picked, in %, and AUROC."
+    columns = [("selection_accuracy", "picked", 2), ("auroc", "AUROC", 3)]
+    if alone:
+        caption = f"AUROC over all queries: whether the criterion tells where {shown(alone)} is right."
+        columns = [(f"auroc_{alone}", f"AUROC of {shown(alone)}", 3)]
     body = []
     for criterion in dict.fromkeys(row["criterion"] for row in rows):
         cells = [tables.text(criterion)]
         for shot in shown_shots:
             row = found.get((criterion, shot), {})
-            cells += [tables.figure(row.get("selection_accuracy")), tables.figure(row.get("auroc"), 3)]
+            cells += [tables.figure(row.get(key), digits) for key, _, digits in columns]
         body.append(cells)
-    header = ["criterion", *(f"{what}, {shots(shot)}" for shot in shown_shots for what in ("picked", "AUROC"))]
-    return tables.table(name, "Right modality picked, in %, and AUROC.", header, body)
+    header = ["criterion", *(f"{what}, {shots(shot)}" for shot in shown_shots for _, what, _ in columns)]
+    return tables.table(name, caption, header, body)
 
 
 def _share(row: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -142,13 +148,35 @@ def _calibration(rows: Rows, shot: int, name: str) -> Block:
     table = tables.table(name, f"Expected calibration error by view and temperatures, {shots(shot)}.", header, body)
     caption = f"{shots(shot).capitalize()}. {_DIAGRAM.format(temperatures=f'temperatures {drawn}')}"
     figure = Figure(name, tuple(panels), caption, tuple(kinds.values()))
-    return Block(tuple(words.say_calibration(rows)), f"Calibration, {shots(shot)}", figure, (table,))
+    listed = (table, _bins_table(rows, shot, f"{name}-bins"))
+    return Block(tuple(words.say_calibration(rows)), f"Calibration, {shots(shot)}", figure, listed)
+
+
+def _bins_table(rows: Rows, shot: int, name: str) -> Table:
+    body = [
+        [
+            tables.text(shown(row["view"])),
+            tables.text(row["temperatures"]),
+            tables.figure(100 * one["low"], 1),
+            tables.figure(100 * one["high"], 1),
+            tables.count(one["count"]),
+            tables.figure(one["confidence"], 1),
+            tables.figure(one["accuracy"], 1),
+        ]
+        for row in rows
+        for one in _filled(row)
+    ]
+    header = ["view", "temperatures", "confidence from", "to", "queries", "mean confidence", "accuracy"]
+    return tables.table(name, f"Bins of the diagrams, in %, {shots(shot)}.", header, body, folds=True)
+
+
+def _filled(row: Mapping[str, Any]) -> Rows:
+    """Bins that hold queries."""
+    return [b for b in row["bins"] if b["count"] and b["confidence"] is not None and b["accuracy"] is not None]
 
 
 def _bins(row: Mapping[str, Any], label: str, drawn: str) -> list[dict[str, Any]]:
-    bins = [
-        b for b in row.get("bins") or [] if b.get("count") and b["confidence"] is not None and b["accuracy"] is not None
-    ]
+    bins = _filled(row)
     total = sum(b["count"] for b in bins)
     return [
         {

@@ -6,10 +6,10 @@ from typing import Any
 from . import charts, tables
 from . import words_checks as words
 from .document import Block, Figure, Panel, Series, Table
-from .marks import about, ends_of, mark, renamed, split_by
+from .marks import about, ends_of, grouped, mark, renamed, split_by
 from .read import StudyResult
 from .theme import view_series
-from .wording import number, sentence, shots, shown
+from .wording import number, sentence, shots, shown, slug
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -24,7 +24,7 @@ def robustness(result: StudyResult, name: str) -> list[Block]:
         applied = part[-1].get("applied_to") or ""
         told = (meaning.get(applied) or {}).get(harm) or ""
         make = _missing if harm == "missing" else _harm
-        blocks.append(make(part, kinds, f"{name}-{harm}", told, applied))
+        blocks.append(make(part, kinds, f"{name}-{slug(harm)}", told, applied))
     shifted = _shift(rows, f"{name}-weights")
     return blocks + ([shifted] if shifted else [])
 
@@ -73,7 +73,16 @@ def _missing(rows: Rows, kinds: Mapping[str, Series], name: str, told: str, appl
     )
     caption += f" {sentence(told.removeprefix('1: '))}" if told else ""
     figure = Figure(name, tuple(panels), caption, tuple(legend))
-    return Block(tuple(words.say_harm(rows)), "A missing modality", figure, (_harm_table(rows, kinds, name),))
+    return Block(tuple(words.say_harm(rows)), "A missing modality", figure, (_missing_table(rows, kinds, name),))
+
+
+def _missing_table(rows: Rows, kinds: Mapping[str, Series], name: str) -> Table:
+    """Fusions by what is missing; what is clean is the same whatever will be missing."""
+    heads = {"": "clean"} | {row["modality"]: f"without {shown(row['modality'])}" for row in rows}
+    cells = {(row["fusion"], row["modality"] if row["level"] > 0 else ""): row for row in rows}
+    lines = {key: one.label for key, one in kinds.items() if any(row["fusion"] == key for row in rows)}
+    caption = "Accuracy in % with its 95 % interval. Bold: highest of its column."
+    return tables.matrix(name, caption, "fusion", lines, heads, cells)
 
 
 def _harm_table(rows: Rows, kinds: Mapping[str, Series], name: str) -> Table:
@@ -85,59 +94,55 @@ def _harm_table(rows: Rows, kinds: Mapping[str, Series], name: str) -> Table:
         (m, at) for m in modalities for at in sorted(levels) if any((m, at, v) in cells for v in views)
     ]:
         here = [cells.get((modality, level, view)) for view in views]
-        body.append([tables.text(shown(modality)), tables.figure(level), *map(tables.accuracy, here)])
+        body.append([tables.text(shown(modality)), tables.level(level), *map(tables.accuracy, here)])
     header = ["harmed", "level", *(kinds[view].label for view in views)]
     return tables.table(name, f"Accuracy in % with its 95 % interval, {rows[0]['harm']}.", header, body)
 
 
 def _shift(rows: Rows, name: str) -> Block | None:
-    """AMI's mean weight of the first modality over the level of each harm, a line for what is harmed."""
-    first = next((key.removeprefix("weight_") for row in rows for key in row if key.startswith("weight_")), None)
-    key = f"weight_{first}"
-    known = [row for row in rows if row["fusion"] == "ami" and row.get(key) is not None and row["harm"] != "missing"]
-    if first is None or not known:
+    """AMI's mean weights: a line of the first modality's for what is harmed, and a table of all."""
+    known = [row for row in rows if row["fusion"] == "ami"]
+    claims = words.say_shift(known)
+    if not claims:
         return None
+    modalities = words.weighed(known)
+    key = f"weight_{modalities[0]}"
+    drawn = [row for row in known if row["harm"] != "missing" and row.get(key) is not None]
+    figure = _shift_figure(drawn, key, shown(modalities[0]), name) if drawn else None
+    body = [
+        [
+            *map(tables.text, (row["harm"], shown(row["modality"]))),
+            tables.level(row["level"]),
+            *(tables.figure(row.get(f"weight_{modality}"), 3) for modality in modalities),
+        ]
+        for part in grouped(known, ("harm", "modality")).values()
+        for row in sorted(part, key=lambda row: float(row["level"]))
+    ]
+    header = ["harm", "harmed", "level", *(f"weight of {shown(modality)}" for modality in modalities)]
+    table = tables.table(name, "AMI's mean weights by harm and level.", header, body, folds=True)
+    return Block(tuple(claims), "Where AMI puts its weight", figure, (table,))
+
+
+def _shift_figure(rows: Rows, key: str, first: str, name: str) -> Figure:
     kinds = {"both": Series("both harmed", "violet", "triangle-down", (4, 2))}
-    harmed = [row["modality"] for row in known if row["modality"] != "both"]
+    harmed = [row["modality"] for row in rows if row["modality"] != "both"]
     kinds |= {k: renamed(one, f"{one.label} harmed") for k, one in view_series(list(dict.fromkeys(harmed))).items()}
     marks = [
         {
             **{"series": kinds[row["modality"]].label, "x": row["level"], "value": row[key], **ends_of(row[key], None)},
             **{"harm": row["harm"], "at": f"level {row['level']:g}", "said": number(row[key], 3)},
         }
-        for row in known
+        for row in rows
     ]
     domain = charts.span(marks)
-    axis = f"weight of {shown(first)}"
     panels = []
     for harm, part in split_by(marks, "harm").items():
         levels = sorted({one["x"] for one in part})
-        spec = charts.lines(part, list(kinds.values()), "level", axis, ticks=levels, domain=domain)
-        panels.append(Panel(harm, about(spec, f"AMI's mean weight of {shown(first)} over the level of {harm}.")))
-    caption = f"AMI's mean weight of {shown(first)} over the level of each harm, by which modality is harmed."
-    said = _say_moves(known, key, first)
-    return Block((said,), "Where AMI puts its weight", Figure(name, tuple(panels), caption, tuple(kinds.values())))
-
-
-def _say_moves(rows: Rows, key: str, first: str) -> str:
-    """In how many harms of one modality alone its weight falls."""
-    fell = []
-    for (_, modality), part in _pairs(rows).items():
-        ends = [part[0][key], part[-1][key]]
-        before, after = (round(end, 3) for end in ends)
-        fell.append(after < before if modality == first else after > before)
-    if not fell:
-        return f"Only harms of all modalities at once were measured; the figure shows the weight of {shown(first)}."
-    text = f"From clean queries to the highest level, AMI takes weight from the one harmed modality in {sum(fell)} of "
-    return f"{text}{len(fell)} cases."
-
-
-def _pairs(rows: Rows) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
-    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for row in sorted(rows, key=lambda row: float(row["level"])):
-        if row["modality"] != "both":
-            found.setdefault((row["harm"], row["modality"]), []).append(row)
-    return found
+        spec = charts.lines(part, list(kinds.values()), "level", f"weight of {first}", ticks=levels, domain=domain)
+        panels.append(Panel(harm, about(spec, f"AMI's mean weight of {first} over the level of {harm}.")))
+    caption = f"AMI's mean weight of {first} over the level of each harm, by which modality is harmed. "
+    caption += "The table has those under a missing modality too."
+    return Figure(name, tuple(panels), caption, tuple(kinds.values()))
 
 
 def _harmed(modality: str) -> str:

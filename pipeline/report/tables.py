@@ -38,6 +38,11 @@ def count(value: float | None) -> Cell:
     return NOTHING if value is None else Cell(f"{value:,.0f}", value)
 
 
+def level(value: float) -> Cell:
+    """A cell of a number that somebody chose, with the digits it needs."""
+    return Cell(f"{value:g}", value)
+
+
 def accuracy(row: Mapping[str, Any] | None, *, bold: bool = False) -> Cell:
     """A cell of an accuracy and its interval, of a row's `accuracy` and `ci95`; empty where it is missing."""
     if row is None or row["accuracy"] is None:

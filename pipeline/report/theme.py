@@ -115,7 +115,7 @@ def config(font: str = "sans-serif") -> dict[str, Any]:
             "tickColor": grid,
             "gridColor": grid,
             "titlePadding": 8,
-            "labelLimit": 190,
+            "labelLimit": 330,
         },
         "legend": {
             **text,

@@ -148,6 +148,15 @@ def shown(name: str) -> str:
     return re.sub(r"\b(?:rgb|ami|amfir|amfar)\b", lambda match: match[0].upper(), name)
 
 
+def slug(text: str) -> str:
+    """Letters, digits and hyphens, for ids and file names.
+
+    >>> slug("HMDB51, split 1/3")
+    'hmdb51-split-1-3'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40] or "x"
+
+
 def at_shot(count: float, claims: Sequence[str]) -> str:
     """Claims about one number of shots, as one."""
     return f"{shots(count).capitalize()}: {' '.join(claims)}"

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from .marks import grouped
 from .wording import MINUS, Score, apart, listing, measure, number, score_of, sentence, shown, stand
 
 Rows = Sequence[Mapping[str, Any]]
@@ -22,6 +23,8 @@ def say_selection(rows: Rows) -> list[str]:
     known = sorted((r for r in rows if r["selection_accuracy"] is not None), key=lambda r: -r["selection_accuracy"])
     criteria = [row for row in known if not row["criterion"].startswith(ALWAYS)]
     constant = [row for row in known if row["criterion"].startswith(ALWAYS)]
+    if not criteria and only_modality(rows):
+        return ["With one modality there is nothing to select."]
     if not criteria:
         return ["No criterion could be scored: there was no query that exactly one modality got right."]
     best = criteria[0]
@@ -40,6 +43,12 @@ def say_selection(rows: Rows) -> list[str]:
         )
         found.append(sentence(text))
     return found
+
+
+def only_modality(rows: Rows) -> str:
+    """The modality of rows of reliability that know a single one; empty where there are more, or none."""
+    names = {key.removeprefix("auroc_") for row in rows for key in row if key.startswith("auroc_")}
+    return names.pop() if len(names) == 1 else ""
 
 
 def _tenths(value: float) -> float:
@@ -96,7 +105,6 @@ def say_harm(rows: Rows) -> list[str]:
         where = f"{shown(modality)} missing" if part[0].get("harm") == "missing" else f"{where}, level {levels[-1]:g}"
         if "ami" in first and "ami" in last:
             found.append(sentence(f"{where}: {_fall(first['ami'], last['ami'])}{_rivals(last)}"))
-        found += _say_shift(part, modality, levels)
     return found or ["No accuracy was measured."]
 
 
@@ -128,23 +136,50 @@ def _rivals(views: Mapping[str, Score]) -> str:
     return f": {', '.join(parts)}" if parts else ""
 
 
-def _say_shift(rows: Rows, modality: str, levels: Sequence[float]) -> list[str]:
-    """Where one modality is harmed: its mean weight in AMI, from clean to the highest level."""
-    key = f"weight_{modality}"
-    ends = [
-        next((r[key] for r in rows if r["level"] == at and r["fusion"] == "ami" and r.get(key) is not None), None)
-        for at in (levels[0], levels[-1])
-    ]
-    if ends[0] is None or ends[1] is None:
-        return []
-    before, after = number(ends[0], 3), number(ends[1], 3)
-    verb = "stays at" if before == after else f"{'falls' if ends[1] < ends[0] else 'rises'} from {before} to"
-    return [f"AMI's mean weight of {shown(modality)} {verb} {after}."]
-
-
 def _views(rows: Rows, level: float) -> dict[str, Score]:
     found = {row["fusion"]: score_of(row, shown(row["fusion"])) for row in rows if row["level"] == level}
     return {name: score for name, score in found.items() if score}
+
+
+def say_shift(rows: Rows) -> list[str]:
+    """Of all harms: whether AMI takes weight from what is harmed alone, and its weight there, clean and harmed.
+
+    Args:
+        rows: Of robustness, of AMI, with a `weight_` of each modality. With fewer than two nothing is said: one
+            modality has all the weight.
+    """
+    if not rows or len(weighed(rows)) < 2:
+        return []
+    moves: dict[str, list[tuple[str, float, float]]] = {}
+    for (harm, modality), part in grouped(rows, ("harm", "modality")).items():
+        known = [row for row in part if row.get(f"weight_{modality}") is not None]
+        if known:
+            ends = (min(known, key=_level), max(known, key=_level))
+            before, after = (round(row[f"weight_{modality}"], 3) for row in ends)
+            moves.setdefault(modality, []).append((harm, before, after))
+    if not moves:
+        return ["Only harms of all modalities at once were measured; the table lists the weights."]
+    fell = [after < before for moved in moves.values() for _, before, after in moved]
+    found = [
+        "From clean queries to the highest level, AMI takes weight from the one harmed or missing modality "
+        f"in {sum(fell)} of {len(fell)} cases."
+    ]
+    for modality, ends_by_harm in moves.items():
+        name = shown(modality)
+        listed = listing(
+            [f"{harm} {number(before, 3)} to {number(after, 3)}" for harm, before, after in ends_by_harm], 8
+        )
+        found.append(f"AMI's mean weight of {name} where {name} is harmed, from clean to the highest level: {listed}.")
+    return found
+
+
+def weighed(rows: Rows) -> list[str]:
+    """Modalities that rows of robustness hold a weight of."""
+    return list(dict.fromkeys(key.removeprefix("weight_") for row in rows for key in row if key.startswith("weight_")))
+
+
+def _level(row: Mapping[str, Any]) -> float:
+    return float(row["level"])
 
 
 def say_transfer(rows: Rows) -> list[str]:

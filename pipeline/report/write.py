@@ -8,7 +8,7 @@ from pathlib import Path
 from ...cache.errors import UserError
 from .document import Report
 from .latex import tables_of
-from .markdown import pictures, to_markdown, to_png
+from .markdown import pictures, thumbnails, to_markdown, to_png
 from .page import to_html
 
 LIMIT = 3_000_000
@@ -30,6 +30,7 @@ def write_report(report: Report, folder: Path) -> dict[str, int]:
     """
     files: dict[str, bytes] = {"report.html": to_html(report).encode(), "report.md": to_markdown(report).encode()}
     files |= {f"figures/{name}": to_png(figure) for name, figure in pictures(report).items()}
+    files |= {f"figures/{name}": data for name, data in thumbnails(report).items()}
     files |= {f"tables/{name}": text.encode() for name, text in tables_of(report).items()}
     try:
         _write(files, folder)
