@@ -76,10 +76,10 @@ def test_table2_trusts_the_paired_difference_and_its_p() -> None:
         arm("without E", 9.0, None, None),  # of unknown width: nothing is claimed
     ]
     assert words.say_table2(rows) == [
-        "Clearly below the full method: without A (\N{MINUS SIGN}2.0 ± 0.5 points).",
-        "Clearly above the full method: without D (+3.0 ± 0.5 points).",
-        "No clear difference from the full method: without B (\N{MINUS SIGN}0.6 ± 0.5 points), "
-        "without C (+0.4 ± 0.5 points) and without E (+9.0 points).",
+        "Clearly below the full method: without A (\N{MINUS SIGN}2.00 ± 0.50 points).",
+        "Clearly above the full method: without D (+3.00 ± 0.50 points).",
+        "No clear difference from the full method: without B (\N{MINUS SIGN}0.60 ± 0.50 points), "
+        "without C (+0.40 ± 0.50 points) and without E (+9.00 points).",
     ]
 
 

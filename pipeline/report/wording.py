@@ -109,9 +109,9 @@ def measure(accuracy: float, ci95: float | None) -> str:
 
 
 def points(difference: float, ci95: float | None) -> str:
-    """A difference of two accuracies, with its sign."""
-    text = f"+{number(difference)}" if difference > 0 else number(difference)
-    return f"{text} ± {_width(ci95)} points" if ci95 is not None else f"{text} points"
+    """A difference of two accuracies, with its sign and as many digits as tables give it: it may be small."""
+    text = f"+{number(difference, 2)}" if difference > 0 else number(difference, 2)
+    return f"{text} ± {number(ci95, 2)} points" if ci95 is not None else f"{text} points"
 
 
 def number(value: float, digits: int = 1) -> str:
