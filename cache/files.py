@@ -62,6 +62,21 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a temporary file to write; when the block ends well, it takes the place of `path`.
+
+    For results that the same command makes again: nothing waits for the disk, as `new_file` does.
+    """
+    temporary = path.with_name(f".{path.name[:32]}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
 def file_errors(path: Path, verb: str = "write", what: str = "the cache") -> Iterator[None]:
     """Turn an operating system's error at `path` into one line.
 

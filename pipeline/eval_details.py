@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..cache.errors import UserError
-from ..cache.files import file_errors
+from ..cache.files import file_errors, whole_file
 from ..meta.evaluate import Evaluation
 from ..meta.tally import Counts
 
@@ -166,14 +166,8 @@ def _short(name: str) -> str:
 
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
-    temporary = _beside(path)
-    try:
-        with _one_line(path.parent):
-            yield temporary
-            os.replace(temporary, path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with _one_line(path.parent), whole_file(path) as temporary:
+        yield temporary
 
 
 def _one_line(folder: Path) -> AbstractContextManager[None]:

@@ -4,7 +4,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..cache import Store, StreamSpec
 from ..cache.errors import UserError, pick
-from ..cache.files import file_errors
+from ..cache.files import file_errors, whole_file
 from ..cache.rows import Index
 from ..cache.sidecar import VanishedError, replace_file, write_json
 from ..cache.view import View, load_view, settled
@@ -164,22 +163,20 @@ def _write_parquet(job: _Job, out: Path, counter: _Counter) -> Exported:
         counter.add(clips, before=True)
         return Exported(path, clips, 0, job.renamed, _axes(job.spec), job.spec.frames)
     schema = _schema(job.spec)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with parquet.ParquetWriter(
+    with (
+        whole_file(path) as temporary,
+        parquet.ParquetWriter(
             temporary,
             schema,
             compression="zstd",
             use_dictionary=["id", "label"],
             # float16 in float32 leaves bytes zero, which compress to nothing once they stand together.
             use_byte_stream_split=["feature.list.element"],
-        ) as writer:
-            for rows in _groups(job):
-                writer.write_table(pa.Table.from_pydict(_columns(job, rows, schema), schema=schema))
-                counter.add(len(rows))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        ) as writer,
+    ):
+        for rows in _groups(job):
+            writer.write_table(pa.Table.from_pydict(_columns(job, rows, schema), schema=schema))
+            counter.add(len(rows))
     return Exported(path, clips, clips, job.renamed, _axes(job.spec), job.spec.frames)
 
 
@@ -285,9 +282,5 @@ def _npy(array: NDArray[np.float16]) -> bytes:
 
 def _replace(path: Path, data: bytes) -> None:
     """Write a file that is whole or not there; syncing each of a million files would take an hour."""
-    temporary = path.with_name(f".{path.name[:32]}.{os.getpid()}.tmp")
-    try:
+    with whole_file(path) as temporary:
         temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

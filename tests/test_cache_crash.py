@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from amfir.cache import MachineError, Store, StreamWriter, UserError, discard_damaged, pack, verify
+from amfir.cache.files import whole_file
 
 from .cacherows import SPEC, expected, make_row, read, segment_files, start_child, write_rows
 
@@ -264,3 +265,16 @@ def test_a_machine_error_is_not_followed_by_another_attempt(tmp_path: Path) -> N
     with pytest.raises(MachineError, match="out of memory"), writer:
         raise MachineError("out of memory")
     assert segment_files(tmp_path) == []
+
+
+def test_a_result_is_the_old_one_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), whole_file(path) as temporary:
+        temporary.write_text("ne")
+        assert path.read_text() == "old"
+        raise KeyboardInterrupt
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
+    with whole_file(path) as temporary:
+        temporary.write_text("new")
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["new"]

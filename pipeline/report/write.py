@@ -1,11 +1,10 @@
 """Puts a report on disk: report.html, report.md with figures/, tables/."""
 
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from ...cache.errors import UserError
+from ...cache.files import whole_file
 from .document import Report
 from .latex import tables_of
 from .markdown import pictures, thumbnails, to_markdown, to_png
@@ -46,10 +45,5 @@ def _write(files: Mapping[str, bytes], folder: Path) -> None:
     for name, data in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
+        with whole_file(path) as temporary:
             temporary.write_bytes(data)
-            os.replace(temporary, path)
-        finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)

@@ -1,7 +1,6 @@
 """Files that are whole or not there, and arrays that need not be computed again."""
 
 import io
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ...cache.files import file_errors
+from ...cache.files import file_errors, whole_file
 
 
 def kept_array(path: Path, length: int, make: Callable[[], NDArray[np.int64]]) -> NDArray[np.int64]:
@@ -39,10 +38,5 @@ def kept_array(path: Path, length: int, make: Callable[[], NDArray[np.int64]]) -
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file that is whole or not there."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
+    with whole_file(path) as temporary:
         temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
