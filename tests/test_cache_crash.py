@@ -270,10 +270,15 @@ def test_a_machine_error_is_not_followed_by_another_attempt(tmp_path: Path) -> N
 def test_a_result_is_the_old_one_until_the_new_one_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), whole_file(path) as temporary:
-        temporary.write_text("ne")
-        assert path.read_text() == "old"
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with whole_file(path) as temporary:
+            temporary.write_text("ne")
+            assert path.read_text() == "old"
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
     with whole_file(path) as temporary:
         temporary.write_text("new")
