@@ -4,14 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..cache.errors import UserError
 from ..meta.search import Neighbours, PrototypeIndex
-from ..meta.search.index import posterior_depth
-from ..meta.search.posterior import Candidates, Certainties, Normaliser, certainties
+from ..meta.search.posterior import Certainties, Normaliser
 from .embedder import Embedder, Progress, embed_in_blocks
 from .features import FeatureSet
 from .gallery import Gallery
@@ -55,7 +53,7 @@ class Answers:
     start: int
     """Place of its first query among all."""
     nearest: Neighbours
-    """The k nearest by AMI's weights; its certainties are None."""
+    """The k nearest by AMI's weights."""
     alone: dict[str, Tensor]
     """Branch -> the nearest in this modality alone, ids [NQ, as many as are looked at]."""
     kinds: Tensor
@@ -143,67 +141,15 @@ def answer(
     for start, embedded in embed_in_blocks(embedder, queries.data, queries.clips):
         count = len(next(iter(embedded.values())))
         own = torch.arange(start, start + count) if queries.own else None
-        yield nearest_of(index, embedded, max(k, *TOP), own, start)
+        found = index.search(embedded, max(k, *TOP), leave_out=own)
+        assert found.certainties is not None
+        assert found.alone is not None
+        alone = {name: ids[:, : max(TOP)] for name, ids in zip(index.space.modalities, found.alone, strict=True)}
+        yield Answers(start, found, alone, _kinds(found.certainties))
         if progress:
             progress(start + count, len(queries.clips))
 
 
-def nearest_of(
-    index: PrototypeIndex, queries: dict[str, Tensor], k: int, own: Tensor | None = None, start: int = 0
-) -> Answers:
-    """Find the prototypes that are nearest to each query by AMI's weights (AMFIR Eq. 7 and 8), and by each modality.
-
-    As `PrototypeIndex.search` without weights does it, but that a query's own prototype counts nowhere: it would be the
-    nearest in every modality, and the certainties would say how lonely the query is.
-
-    Args:
-        index: The prototypes.
-        queries: [NQ, d_m] of each modality.
-        k: How many; all if there are fewer.
-        own: The prototype of each query that is left out, [NQ]; None: none.
-        start: Place of the first query among all.
-    """
-    modalities = index.space.modalities
-    num = len(index.matrix) - (own is not None)
-    count = posterior_depth(k, num)
-    hot = torch.eye(len(modalities), dtype=torch.float64)[..., None].expand(-1, -1, len(next(iter(queries.values()))))
-    lists = [_search(index, queries, count, weights, own) for weights in hot]
-    found = _certainties(index, queries, lists, num)
-    return Answers(
-        start,
-        _search(index, queries, min(k, num), found.weights, own),
-        {name: near.ids[:, : max(TOP)] for name, near in zip(modalities, lists, strict=True)},
-        _kinds(found, torch.cat([near.ids for near in lists], 1), num),
-    )
-
-
-def _search(
-    index: PrototypeIndex, queries: dict[str, Tensor], count: int, weights: Tensor, own: Tensor | None
-) -> Neighbours:
-    """The `count` nearest; where there are own prototypes, of the others: one more is found, and one left out."""
-    if own is None:
-        return index.search(queries, count, weights)
-    found = index.search(queries, count + 1, weights)
-    other = found.ids != own[:, None]
-    # An equal prototype of a lower id, or an approximate search, may have kept its own away: the last one goes instead.
-    other[:, -1] &= ~other.all(1)
-    places = other.nonzero()[:, 1].view(len(own), count)
-    psi = found.psi.gather(2, places.expand(len(found.psi), -1, -1))
-    return Neighbours(found.ids.gather(1, places), found.distances.gather(1, places), psi, found.weights, None)
-
-
-def _certainties(index: PrototypeIndex, queries: dict[str, Tensor], lists: list[Neighbours], num: int) -> Certainties:
-    """Certainties over the prototypes that are in any modality's list of the nearest."""
-    psi = np.concatenate([near.psi.numpy() for near in lists], 2)
-    norms = np.sqrt(index.space.squared_norms(index.space.place(queries)))
-    ids = np.concatenate([near.ids.numpy() for near in lists], 1)
-    reach = np.stack([near.distances[:, -1].numpy() for near in lists])
-    is_exact = index.backend.exact or lists[0].ids.shape[1] == num
-    return certainties(Candidates(ids, psi, index.space.rounding(psi, norms), reach), num, is_exact)
-
-
-def _kinds(found: Certainties, candidates: Tensor, num: int) -> Tensor:
+def _kinds(found: Certainties) -> Tensor:
     """Places in `KINDS`, of each query alone: what is said of one does not depend on which are asked together."""
-    ordered = candidates.sort(1).values
-    complete = 1 + (ordered[:, 1:] != ordered[:, :-1]).sum(1) == num
-    return torch.where(complete, 0, torch.where(found.tight, 1, 2))
+    return torch.where(found.complete, 0, torch.where(found.tight, 1, 2))

@@ -16,11 +16,10 @@ from pyarrow import parquet
 
 from amfir.cache import StreamWriter
 from amfir.meta.checkpoint import load_model
-from amfir.meta.search import PrototypeIndex
 from amfir.meta.search.library import MISSING, find_faiss
 from amfir.pipeline.cli import cli
 from amfir.pipeline.features import load_features
-from amfir.pipeline.search_queries import Answers, Tally, nearest_of
+from amfir.pipeline.search_queries import Answers, Tally
 
 from .plantedcache import DIMS, plant, planted_row, planted_spec
 
@@ -224,39 +223,6 @@ def test_clips_of_another_cache_equal_a_loop(root: Path, more: Path, folder: Pat
     assert len(rows) == found["queries"]["clips"] == 39
     assert len(hits) == found["queries"]["labelled"] == 15
     assert found["accuracy"]["fused"]["top1"] == share(hits)
-
-
-def test_answers_are_those_of_the_index_where_nothing_is_left_out(root: Path, trained: Path) -> None:
-    """Of more prototypes than posteriors are computed over, so that they are bounded, or not."""
-    generator = torch.Generator().manual_seed(0)
-    for scale, kinds in ((8.0, {1}), (0.1, {2})):
-        prototypes, queries = (
-            {name: scale * torch.randn(count, width, generator=generator) for name, width in (("a", 6), ("b", 4))}
-            for count in (400, 20)
-        )
-        index = PrototypeIndex.build(prototypes, {"a": 0.7, "b": 2.0})
-        plain, found = index.search(queries, 6), nearest_of(index, queries, 6)
-        assert torch.equal(found.nearest.ids, plain.ids)
-        assert torch.equal(found.nearest.distances, plain.distances)
-        assert torch.equal(found.nearest.weights, plain.weights)
-        assert set(found.kinds.tolist()) == kinds
-
-
-def test_weights_without_oneself_are_those_of_an_index_without_oneself() -> None:
-    """Equal prototypes with lower ids keep a clip itself out of its own list."""
-    generator = torch.Generator().manual_seed(1)
-    points = {name: torch.randn(300, width, generator=generator) for name, width in (("a", 5), ("b", 3))}
-    for values in points.values():
-        values[20:120] = values[20]
-    index = PrototypeIndex.build(points)
-    own = torch.tensor([20, 119, 200])
-    found = nearest_of(index, {name: values[own] for name, values in points.items()}, 70, own)
-    for query, clip in enumerate(own.tolist()):
-        kept = [other for other in range(300) if other != clip]
-        without = PrototypeIndex.build({name: values[kept] for name, values in points.items()})
-        alone = without.search({name: values[[clip]] for name, values in points.items()}, 70)
-        assert found.nearest.ids[query].tolist() == [kept[place] for place in alone.ids[0].tolist()]
-        assert found.nearest.weights[:, query].tolist() == pytest.approx(alone.weights[:, 0].tolist(), rel=1e-5)
 
 
 def test_csv_and_parquet_have_the_same_rows(root: Path, folder: Path, tmp_path: Path) -> None:

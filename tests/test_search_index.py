@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -249,6 +250,48 @@ def test_certainty_of_equal_prototypes_is_shared() -> None:
     torch.testing.assert_close(found.certainties.values, torch.full((2, 40), 0.5, dtype=torch.float64))
     torch.testing.assert_close(found.weights, torch.full((2, 40), 0.5, dtype=torch.float64))
     assert found.ids[:, :2].tolist() == [[row, row + 40] for row in range(40)]
+
+
+def test_what_is_left_out_counts_nowhere() -> None:
+    """Equal prototypes with lower ids keep the one left out off its own list."""
+    points = draw(0, 300, (5, 3))
+    for values in points.values():
+        values[20:120] = values[20]
+    index, out = PrototypeIndex.build(points), torch.tensor([20, 119, 200])
+    found = index.search({name: values[out] for name, values in points.items()}, 70, leave_out=out)
+    for query, prototype in enumerate(out.tolist()):
+        kept = [other for other in range(300) if other != prototype]
+        without = PrototypeIndex.build({name: values[kept] for name, values in points.items()})
+        alone = without.search({name: values[[prototype]] for name, values in points.items()}, 70)
+        assert found.ids[query].tolist() == [kept[place] for place in alone.ids[0].tolist()]
+        assert found.weights[:, query].tolist() == pytest.approx(alone.weights[:, 0].tolist(), rel=1e-5)
+        assert found.alone is not None
+        assert alone.alone is not None
+        assert found.alone[:, query].tolist() == [[kept[i] for i in ids] for ids in alone.alone[:, 0].tolist()]
+
+
+def test_the_nearest_in_each_modality_are_those_of_one_hot_weights() -> None:
+    index, queries = PrototypeIndex.build(draw(0, 400, (6, 4))), draw(1, 7, (6, 4))
+    found = index.search(queries, 3)
+    assert found.alone is not None
+    for position, ids in enumerate(found.alone):
+        weights = torch.zeros(2, 7)
+        weights[position] = 1
+        assert torch.equal(index.search(queries, ids.shape[1], weights).ids, ids)
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        (torch.tensor([0, 1]), "is to be left out; give whole numbers [3], one a query"),
+        (torch.zeros(3), "is to be left out; give whole numbers"),
+        (torch.tensor([0, 1, 9]), "of 9 prototypes one is to be left out that is none"),
+        (torch.tensor([0, -1, 2]), "of 9 prototypes one is to be left out that is none"),
+    ],
+)
+def test_what_cannot_be_left_out_is_refused(out: Tensor, words: str) -> None:
+    with pytest.raises(UserError, match=re.escape(words)):
+        PrototypeIndex.build(draw(0, 9, (3, 2))).search(draw(1, 3, (3, 2)), 1, leave_out=out)
 
 
 def test_no_queries_give_no_neighbours() -> None:

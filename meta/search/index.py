@@ -14,7 +14,8 @@ from ...cache.errors import UserError, pick
 from .backends import APPROXIMATE, BACKENDS, Backend, build_backend, choose_backend
 from .files import read_index, write_index
 from .matrix import fill
-from .posterior import Candidates, Certainties, Normaliser, certainties, join_certainties
+from .neighbours import Neighbours, join_neighbours
+from .posterior import Candidates, Certainties, certainties
 from .space import PIECE, UNIT, Doubles, Floats, Ids, Space, count_rows
 
 NEAREST = 64
@@ -26,27 +27,6 @@ FEW = 256
 
 MORE = 8
 """Factor by which more candidates are asked for where it is not certain that none is missing."""
-
-
-@dataclass(frozen=True, eq=False)
-class Neighbours:
-    """The prototypes nearest to each query, the nearest first; of equally near ones the lower id."""
-
-    ids: Tensor
-    """Rows of the prototypes, [NQ, k]; k is no more than there are prototypes."""
-    distances: Tensor
-    """sum_m alpha_m psi_m, float64 [NQ, k]."""
-    psi: Tensor
-    """tau_m |q_m - t_m|^2, float64 [M, NQ, k]."""
-    weights: Tensor
-    """alpha, float64 [M, NQ]."""
-    certainties: Certainties | None
-    """What the weights come from; None where they were given."""
-
-    @property
-    def normaliser(self) -> Normaliser | None:
-        """What the posteriors behind AMI's weights are normalised over; None where the weights were given."""
-        return self.certainties.normaliser if self.certainties else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +123,9 @@ class PrototypeIndex:
         """
         write_index(folder, fingerprint, self.space.to_json(), self.matrix, self.backend)
 
-    def search(self, queries: Mapping[str, Tensor], k: int, weights: Tensor | None = None) -> Neighbours:
+    def search(
+        self, queries: Mapping[str, Tensor], k: int, weights: Tensor | None = None, *, leave_out: Tensor | None = None
+    ) -> Neighbours:
         """Find the prototypes with the smallest sum_m alpha_m psi_m (AMFIR Eq. 7).
 
         Args:
@@ -152,19 +134,38 @@ class PrototypeIndex:
             weights: alpha, [M, NQ] in the order of `space.modalities`, at least 0 and not all 0 for a query; one-hot
                 ones search one modality. None: AMI's (Eq. 8), from posteriors over the `posterior_depth`
                 prototypes nearest in each modality; see `Certainties` for what that leaves open.
+            leave_out: A prototype for each query that counts nowhere, [NQ]: where the query is one itself, it would be
+                the nearest in every modality, and the certainties would say how lonely it is.
 
         Raises:
-            UserError: If k < 1, or modalities, widths, values or weights are not what they should be.
+            UserError: If k < 1, or modalities, widths, values, weights or what is left out are not what they should be.
         """
         if k < 1:
             raise UserError(f"cannot return {k} prototypes; give k of at least 1")
         points = self.space.place(queries)
         alpha = None if weights is None else self._alpha(weights, len(points))
-        k = min(k, len(self.matrix))
+        out = None if leave_out is None else self._left_out(leave_out, len(points))
+        k = min(k, len(self.matrix) - (out is not None))
         step = max(1, PIECE // (len(self.space.modalities) ** 2 * _breadth(posterior_depth(k, len(self.matrix)))))
         starts = range(0, max(1, len(points)), step)
-        parts = [slice(start, start + step) for start in starts]
-        return _join([self._search(points[part], k, None if alpha is None else alpha[:, part]) for part in parts])
+        return join_neighbours(
+            [
+                self._search(
+                    points[part], k, None if alpha is None else alpha[:, part], None if out is None else out[part]
+                )
+                for part in (slice(start, start + step) for start in starts)
+            ]
+        )
+
+    def _left_out(self, ids: Tensor, count: int) -> Ids:
+        if tuple(ids.shape) != (count,) or ids.is_floating_point():
+            raise UserError(
+                f"{ids.dtype} {list(ids.shape)} is to be left out; give whole numbers [{count}], one a query"
+            )
+        out: Ids = ids.detach().cpu().long().numpy()
+        if len(self.matrix) < 2 or ((out < 0) | (out >= len(self.matrix))).any():
+            raise UserError(f"of {len(self.matrix)} prototypes one is to be left out that is none, or the only one")
+        return out
 
     def _alpha(self, weights: Tensor, count: int) -> Doubles:
         shape = (len(self.space.modalities), count)
@@ -178,29 +179,44 @@ class PrototypeIndex:
             raise UserError(f"weights {values} of query {query}; give finite ones of at least 0, and not 0 alone")
         return alpha
 
-    def _search(self, points: Floats, k: int, alpha: Doubles | None) -> Neighbours:
-        found = None
+    def _search(self, points: Floats, k: int, alpha: Doubles | None, out: Ids | None) -> Neighbours:
+        found = alone = None
         if alpha is None:
-            found = self._certainties(points, posterior_depth(k, len(self.matrix)))
+            found, alone = self._certainties(points, k, out)
             alpha = found.weights.numpy()
-        ids, psi, distances = self._nearest(points, alpha, k)
+        ids, psi, distances = self._others(points, alpha, k, out)
         return Neighbours(
             torch.from_numpy(ids),
             torch.from_numpy(distances),
             torch.from_numpy(psi),
             torch.from_numpy(alpha),
             certainties=found,
+            alone=None if alone is None else torch.from_numpy(alone),
         )
 
-    def _certainties(self, points: Floats, count: int) -> Certainties:
-        """Certainties over the prototypes that are among the `count` nearest in any modality."""
-        modalities = range(len(self.space.modalities))
-        lists = [self._nearest(points, _one_hot(m, len(modalities), len(points)), count) for m in modalities]
+    def _certainties(self, points: Floats, k: int, out: Ids | None) -> tuple[Certainties, Ids]:
+        """Certainties over the prototypes that are among the nearest in any modality, and these, [M, NQ, c]."""
+        modalities, num = range(len(self.space.modalities)), len(self.matrix) - (out is not None)
+        count = posterior_depth(k, num)
+        lists = [self._others(points, _one_hot(m, len(modalities), len(points)), count, out) for m in modalities]
         psi = np.concatenate([psi for _, psi, _ in lists], 2)
         reach = np.stack([distances[:, -1] for _, _, distances in lists])
         rounding = self.space.rounding(psi, np.sqrt(self.space.squared_norms(points)))
         candidates = Candidates(np.concatenate([ids for ids, _, _ in lists], 1), psi, rounding, reach)
-        return certainties(candidates, len(self.matrix), self.backend.exact or count == len(self.matrix))
+        found = certainties(candidates, num, self.backend.exact or count == num)
+        return found, np.stack([ids for ids, _, _ in lists])
+
+    def _others(self, points: Floats, alpha: Doubles, count: int, out: Ids | None) -> tuple[Ids, Doubles, Doubles]:
+        """`_nearest` without those that are left out: one more is found, and one dropped."""
+        if out is None:
+            return self._nearest(points, alpha, count)
+        ids, psi, distances = self._nearest(points, alpha, count + 1)
+        kept = ids != out[:, None]
+        # An equal prototype of a lower id, or an approximate search, may have kept it away: the last one goes instead.
+        kept[:, -1] &= ~kept.all(1)
+        places = kept.nonzero()[1].reshape(len(ids), count)
+        near, far = np.take_along_axis(ids, places, 1), np.take_along_axis(distances, places, 1)
+        return near, np.take_along_axis(psi, places[None], 2), far
 
     def _nearest(self, points: Floats, alpha: Doubles, count: int) -> tuple[Ids, Doubles, Doubles]:
         """The `count` nearest: ids [NQ, count], psi [M, NQ, count] and distances [NQ, count]."""
@@ -287,14 +303,3 @@ def _held_out(space: Space, queries: Mapping[str, Tensor]) -> Floats:
     if modalities > 1:
         mixtures.append(np.full((modalities, len(points)), 1 / modalities))
     return np.concatenate([space.lift(points, weights) for weights in mixtures])
-
-
-def _join(parts: Sequence[Neighbours]) -> Neighbours:
-    found = [part.certainties for part in parts if part.certainties]
-    return Neighbours(
-        torch.cat([part.ids for part in parts]),
-        torch.cat([part.distances for part in parts]),
-        torch.cat([part.psi for part in parts], 1),
-        torch.cat([part.weights for part in parts], 1),
-        join_certainties(found) if found else None,
-    )

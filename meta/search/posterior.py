@@ -31,8 +31,8 @@ class Certainties:
     """c over all N prototypes is no smaller, [M, NQ]."""
     upper: Tensor
     """c over all N prototypes is no larger, [M, NQ]."""
-    complete: bool
-    """Whether the candidates are all prototypes."""
+    complete: Tensor
+    """Queries whose candidates are all prototypes, boolean [NQ]."""
 
     @property
     def tight(self) -> Tensor:
@@ -46,7 +46,7 @@ class Certainties:
         `exact`: all N prototypes. `bounded`: the candidates, but for every query the others matter less than
         `TOLERANCE`. `candidates`: the candidates, and for some query (see `tight`) the others may matter.
         """
-        if self.complete:
+        if bool(self.complete.all()):
             return "exact"
         return "bounded" if bool(self.tight.all()) else "candidates"
 
@@ -95,7 +95,8 @@ def certainties(candidates: Candidates, num: int, exact: bool) -> Certainties:
     best, place = scores.max(-1, keepdim=True)
     values = torch.exp(best[..., 0] - torch.logsumexp(scores, -1))
     if not exact:
-        return Certainties(values, torch.full_like(values, 1 / num), torch.ones_like(values), complete=False)
+        unknown = torch.zeros(len(outside), dtype=torch.bool)
+        return Certainties(values, torch.full_like(values, 1 / num), torch.ones_like(values), unknown)
     # 1 / c is 1 and what the others add. The error of `reach` is no larger than that of the farthest candidate.
     others = torch.logsumexp((scores + rounding).scatter(-1, place, -torch.inf), -1)
     tail = outside.double().log() - torch.from_numpy(candidates.reach) + rounding.amax(-1)
@@ -103,7 +104,7 @@ def certainties(candidates: Candidates, num: int, exact: bool) -> Certainties:
     lower = 1 / (1 + added.exp())
     upper = torch.exp((scores + rounding).amax(-1) - torch.logsumexp(scores - rounding, -1))
     # c is the largest of N numbers that sum to 1.
-    return Certainties(values, lower.clamp_min(1 / num), upper.clamp_max(1), complete=bool((outside == 0).all()))
+    return Certainties(values, lower.clamp_min(1 / num), upper.clamp_max(1), outside == 0)
 
 
 def join_certainties(parts: Sequence[Certainties]) -> Certainties:
@@ -112,7 +113,7 @@ def join_certainties(parts: Sequence[Certainties]) -> Certainties:
         torch.cat([part.values for part in parts], 1),
         torch.cat([part.lower for part in parts], 1),
         torch.cat([part.upper for part in parts], 1),
-        all(part.complete for part in parts),
+        torch.cat([part.complete for part in parts]),
     )
 
 
