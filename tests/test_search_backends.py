@@ -171,6 +171,12 @@ def test_queries_with_too_few_candidates_are_searched_exactly(clustered: tuple[F
     np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-3)
     assert ids.min() >= 0
     assert backend.search(queries[:5], 30_000)[1].shape == (5, 12_000)
+    assert isinstance(backend, Approximate)
+    candidates = backend.candidates(queries[:5], 11_000)
+    assert candidates.min() >= 0
+    for found, order in zip(candidates, true_scores(queries[:5], matrix, 11_000)[1], strict=True):
+        assert len(np.unique(found)) == len(found)
+        assert set(order.tolist()) <= set(found.tolist())
 
 
 @pytest.mark.usefixtures("eager")

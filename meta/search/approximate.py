@@ -60,11 +60,25 @@ class Approximate:
             scores[missing], ids[missing] = self.fallback.search(queries[missing], k)
         return scores, ids
 
+    def candidates(self, queries: Floats, k: int) -> Ids:
+        """Row numbers [NQ, at least min(k, N)] as the codes order them, for those who measure them anyway.
+
+        A query for which the index knows too few is searched exactly.
+        """
+        _, ids = divided(lambda part: self._look_up(part, k), queries)
+        missing = np.flatnonzero(ids[:, -1] < 0)
+        if len(missing):
+            ids[missing] = self.fallback.search(queries[missing], ids.shape[1])[1]
+        return ids
+
     def _search(self, queries: Floats, k: int) -> Found:
+        return self._order(queries, self._look_up(queries, k)[1], k)
+
+    def _look_up(self, queries: Floats, k: int) -> Found:
         lifted = (torch.from_numpy(queries) @ self._lift).numpy()
         with faiss_threads(find_faiss()):
-            _, candidates = self._searcher.search(lifted, min(k + SPARE + k // 8, len(self._matrix)))
-        return self._order(queries, candidates, k)
+            found: Found = self._searcher.search(lifted, min(k + SPARE + k // 8, len(self._matrix)))
+        return found
 
     def _order(self, queries: Floats, candidates: Ids, k: int) -> Found:
         """The best k of candidates [NQ, C] by the matrix; -1 is no candidate."""

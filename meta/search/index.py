@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...cache.errors import UserError, pick
+from .approximate import Approximate
 from .backends import APPROXIMATE, BACKENDS, Backend, build_backend, choose_backend
 from .files import read_index, write_index
 from .matrix import fill
@@ -243,10 +244,12 @@ class PrototypeIndex:
             return *self._rank(points, alpha, everything, count), np.ones(len(points), bool)
         # A common factor of a query's weights changes no ranking, but could leave float32.
         unit = alpha / alpha.max(0)
-        scores, ids = self.backend.search(self.space.lift(points, unit), breadth)
+        lifted = self.space.lift(points, unit)
+        if isinstance(self.backend, Approximate):
+            ids = self.backend.candidates(lifted, breadth)
+            return *self._rank(points, alpha, ids, count), np.ones(len(points), bool)
+        scores, ids = self.backend.search(lifted, breadth)
         best, psi, distances = self._rank(points, alpha, ids, count)
-        if not self.backend.exact:
-            return best, psi, distances, np.ones(len(points), bool)
         return best, psi, distances, self._certain(points, unit, distances[:, -1] / alpha.max(0), scores[:, -1])
 
     def _rank(self, points: Floats, alpha: Doubles, ids: Ids, count: int) -> tuple[Ids, Doubles, Doubles]:
