@@ -89,7 +89,7 @@ class Tally:
             self.kinds[kind] += int((answers.kinds == place).sum())
         known = self._known[answers.start : answers.start + len(answers.kinds), None]
         for name, ids in answers.by_name.items():
-            hits = (self._labels[ids] == known) & (known >= 0)
+            hits = self._labels[ids] == known
             right = self._right.setdefault(name, [0] * len(TOP))
             for position, top in enumerate(TOP):
                 right[position] += int(hits[:, :top].any(1).sum())

@@ -131,6 +131,12 @@ def test_codes_keep_distances_and_leave_out_what_does_not_vary(clustered: tuple[
     rough = codes.project(queries).astype(np.float64) @ decoded.T.astype(np.float64)
     exact = queries.astype(np.float64) @ matrix[:2000].T.astype(np.float64)
     assert np.abs(rough - exact).max() < 0.05 * exact.std()
+    # Two bytes hold the squared norm of the rounded coordinates to a fraction of what one alone would.
+    for position, columns in enumerate(codes.coordinates):
+        high = codes.high.start + position
+        held = decoded[:, high] + decoded[:, codes.low.start + position]
+        wrong = np.abs(held - np.square(decoded[:, columns].astype(np.float64)).sum(1)).max()
+        assert wrong < codes.ranges[1, high] / 255 / 100
 
 
 class Nothing:
