@@ -32,6 +32,7 @@ from amfir.pipeline.compare_store import CompareConfig
 from amfir.pipeline.features import load_features
 from amfir.pipeline.runs import evaluate_run
 from amfir.pipeline.splits import load_split
+from amfir.pipeline.studies import run as run_module
 from amfir.pipeline.studies.base import EpisodeBlock, Result, Study, StudyConfig, open_context
 from amfir.pipeline.studies.figures import chosen_rate, episodes_at, read_log
 from amfir.pipeline.studies.kept import kept_array
@@ -396,6 +397,24 @@ def test_what_a_study_does_not_depend_on_does_not(
 ) -> None:
     run_studies(config_of(root, tmp_path), ["table1"], "")
     assert run_studies(config_of(root, tmp_path, **change), ["table1"], "").finished["table1"].kept
+
+
+def test_another_helper_makes_a_study_again(
+    root: Path, tmp_path: Path, own_studies: Mapping[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    helper = tmp_path / "helper.py"
+    helper.write_text("1")
+    monkeypatch.setitem(STUDIES, "table1", replace(STUDIES["table1"], helpers=(str(helper),)))
+    config = config_of(root, tmp_path / "out")
+    assert not run_studies(config, ["table1"], "").finished["table1"].kept
+    assert run_studies(config, ["table1"], "").finished["table1"].kept
+    helper.write_text("2")
+    assert not run_studies(config, ["table1"], "").finished["table1"].kept
+
+
+def test_all_helpers_are_there() -> None:
+    package = Path(run_module.__file__).parent
+    assert all((package / name).is_file() for study in STUDIES.values() for name in study.helpers)
 
 
 def test_another_cache_makes_a_study_again(root: Path, tmp_path: Path, own_studies: Mapping[str, object]) -> None:

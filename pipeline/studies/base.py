@@ -197,6 +197,8 @@ class Study:
     """`modalities`: two of them; `targets`: other caches. A study that lacks one is skipped, and that is said."""
     reads: tuple[str, ...] = ()
     """Fields of the configuration that it depends on, beside those that all do: another value makes it again."""
+    helpers: tuple[str, ...] = ()
+    """Sources beside its module that its numbers come from, as seen from this package: another text, too."""
 
     def run(self, context: Context) -> Result:
         """Do it."""

@@ -11,8 +11,18 @@ STUDIES: dict[str, Study] = {
     "figure3": Study("Figure 3: accuracy over the number of support clips", "figures", "figure3"),
     "figure4": Study("Figure 4: who teaches whom", "figures", "figure4", needs=("modalities",), reads=("shots",)),
     "figure5": Study("Figure 5: accuracy over the number of classes", "figures", "figure5"),
-    "reliability": Study("Reliability: which modality to trust, and how far", "reliability", reads=("shots",)),
-    "robustness": Study("Robustness: harmed and missing modalities", "robustness", reads=("shots", "videos")),
+    "reliability": Study(
+        "Reliability: which modality to trust, and how far",
+        "reliability",
+        reads=("shots",),
+        helpers=("../../meta/reliability.py", "../../meta/scaling.py"),
+    ),
+    "robustness": Study(
+        "Robustness: harmed and missing modalities",
+        "robustness",
+        reads=("shots", "videos"),
+        helpers=("harmed_queries.py", "../corrupt.py", "../feature_harms.py", "../harmed_cache.py"),
+    ),
     "transfer": Study("Transfer: tested on other data", "transfer", needs=("targets",), reads=("shots", "targets")),
     "examples": Study(
         "Examples: clips that one modality got right alone",

@@ -41,7 +41,6 @@ NOTES = (
     "Selection accuracy and AUROC are over contested queries, those for which exactly one modality is right. The AUROC "
     "asks whether a criterion leans more to a modality where that one is right: 0.5 is no knowledge of the query, and "
     "what a constant preference has, however often it is right.",
-    "auroc_<modality> is over all queries: does the criterion tell where this modality is right?",
     "Gain: accuracy of the first modality alone minus the mean of the others', among the queries with such a weight; "
     "fused gain: accuracy of AMI minus late fusion there. Both in percent.",
     "Temperatures: none = 1 for both; folds = the run's, from held-out folds of the base classes; validation = fitted "

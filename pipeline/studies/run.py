@@ -143,7 +143,7 @@ class Fingerprints:
                 "seed": config.seed,
                 "reads": {field: self._value(field) for field in study.reads},
                 "heads": self._heads,
-                "source": _sources([Path(__file__).with_name(f"{study.module}.py")]),
+                "source": _sources([Path(__file__).parent / name for name in (f"{study.module}.py", *study.helpers)]),
             }
         )
 
