@@ -62,39 +62,6 @@ def rescale(
         )
 
 
-def validation_temperatures(
-    model: Model,
-    features: Features,
-    labels: Tensor,
-    val_ids: Sequence[int],
-    shape: EpisodeShape,
-    *,
-    episodes: int = FOLD_EPISODES,
-    seed: int = 0,
-    class_names: Sequence[str] | None = None,
-) -> dict[str, float]:
-    """Branch -> the temperature with the least cross-entropy on episodes of the validation classes.
-
-    Args:
-        model: In evaluation mode; left as it is.
-        features: Of all clips, projected as the model wants them.
-        labels: Class ids [clips].
-        val_ids: Classes that trained none of the model's heads.
-        shape: Of the episodes; with fewer validation classes than its way, all of them make an episode.
-        episodes: How many.
-        seed: Of the episodes.
-        class_names: `class_names[i]` names class id i in errors.
-
-    Raises:
-        UserError: If there are fewer than two classes, or one has too few clips, or a modality is right in every
-            query, so that no temperature fits best.
-    """
-    shape = _at_most(shape, val_ids)
-    config = EvaluationConfig(shape, fitting_episodes(shape, episodes), seed)
-    scores = _scores(model, features, labels, val_ids, config, class_names)
-    return _fit(model, scores, shape)
-
-
 def use_validation_temperatures(
     model: Model,
     features: Features,
@@ -106,9 +73,23 @@ def use_validation_temperatures(
     seed: int = 0,
     class_names: Sequence[str] | None = None,
 ) -> None:
-    """Give the model `validation_temperatures`, and, if it has a belief, another one from the same episodes.
+    """Give each branch the temperature with the least cross-entropy on episodes of the validation classes.
 
-    Arguments and errors as `validation_temperatures` has them.
+    If the model has a belief, it gets another one from the same episodes.
+
+    Args:
+        model: In evaluation mode.
+        features: Of all clips, projected as the model wants them.
+        labels: Class ids [clips].
+        val_ids: Classes that trained none of the model's heads.
+        shape: Of the episodes; with fewer validation classes than its way, all of them make an episode.
+        episodes: How many, where their distances are not too many.
+        seed: Of the episodes.
+        class_names: `class_names[i]` names class id i in errors.
+
+    Raises:
+        UserError: If there are fewer than two classes, or one has too few clips, or a modality is right in every
+            query, so that no temperature fits best.
     """
     shape = _at_most(shape, val_ids)
     config = EvaluationConfig(shape, fitting_episodes(shape, episodes), seed)

@@ -8,7 +8,7 @@ from amfir.cache.errors import UserError
 from amfir.meta.baseline import STD_FLOOR, untrained_embeddings, untrained_temperatures
 from amfir.meta.episodes import EpisodeSampler, EpisodeShape
 from amfir.meta.evaluate import EvaluationConfig, draw_block
-from amfir.meta.temperature import fit_temperature
+from amfir.meta.temperature import fit_temperature, fitting_episodes
 
 from .planted import planted
 
@@ -57,6 +57,13 @@ def test_temperatures_are_fitted_on_base_episodes(num_base: int, way: int) -> No
             psi.append((queries[:, :, None] - prototypes[:, None]).square().sum(-1))
         answers = torch.arange(way).repeat_interleave(2)
         assert found[name] == pytest.approx(fit_temperature(torch.cat(psi), answers), rel=1e-4)
+
+
+def test_many_ways_are_fitted_on_fewer_episodes() -> None:
+    assert fitting_episodes(EpisodeShape(5, 1, 5)) == 1000
+    assert fitting_episodes(EpisodeShape(5, 1, 5), 300) == 300
+    assert fitting_episodes(EpisodeShape(100, 1, 5)) == 2**25 // 50_000
+    assert fitting_episodes(EpisodeShape(5000, 1, 5)) == 1
 
 
 def test_one_base_class_is_refused() -> None:

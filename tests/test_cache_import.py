@@ -6,7 +6,9 @@ import os
 import pickle
 import re
 import shutil
+import subprocess
 import sys
+import time
 import tracemalloc
 import zipfile
 from collections.abc import Callable, Mapping
@@ -355,6 +357,32 @@ def test_a_file_that_crashes_its_reader_is_a_failure(tmp_path: Path) -> None:
         assert array is not None or reason in REASONS
     (tmp_path / "x.mat").write_bytes(whole.tobytes())
     np.testing.assert_array_equal(process.read(tmp_path / "x.mat", None), numbers(8, 10))
+
+
+READS = """
+import multiprocessing, sys, time
+from pathlib import Path
+from amfir.pipeline.feature_process import ReadingProcess
+ReadingProcess().read(Path(sys.argv[1]), None)
+print(multiprocessing.active_children()[0].pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_reader_does_not_outlive_its_killed_job(tmp_path: Path) -> None:
+    save_npy(tmp_path / "x.npy", numbers(2, 3))
+    command = [sys.executable, "-c", READS, str(tmp_path / "x.npy")]
+    job = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert job.stdout is not None
+    reader = Path(f"/proc/{int(job.stdout.readline())}/stat")
+    assert reader.exists()
+    job.kill()
+    job.wait(30)
+    job.stdout.close()
+    deadline = time.monotonic() + 20
+    while reader.exists() and reader.read_text().rpartition(")")[2].split()[0] != "Z" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not reader.exists() or reader.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def header(shape: tuple[int, ...], descr: str = "<f8") -> bytes:

@@ -56,6 +56,12 @@ def test_the_tables_are_the_confusion(tmp_path: Path) -> None:
     ]
 
 
+def test_a_class_that_is_never_confused_has_no_rival(tmp_path: Path) -> None:
+    found = measured(tmp_path)
+    write_details(tmp_path, replace(found, confusion=torch.diag(torch.arange(6))))
+    assert [row[-1] for row in read(tmp_path / "classes.csv")[1:]] == [""] * 6
+
+
 @pytest.mark.parametrize("rows_at_once", [1, 300, 10_000])
 def test_the_episodes_are_those_of_the_evaluation(
     tmp_path: Path, rows_at_once: int, monkeypatch: pytest.MonkeyPatch

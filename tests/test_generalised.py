@@ -8,10 +8,15 @@ from torch import Tensor
 
 from amfir.cache.errors import UserError
 from amfir.meta.belief import Belief, fit_belief
+from amfir.meta.embedded import embed_clips
 from amfir.meta.episodes import EpisodeSampler, EpisodeShape
 from amfir.meta.evaluate import EvaluationConfig, draw_block, evaluate, score_episodes
 from amfir.meta.generalised import GeneralisedJob, GeneralisedSums, Space, evaluate_generalised, split_clips
+from amfir.meta.profiles import load_profile
 from amfir.meta.prototypes import PrototypeScorer
+from amfir.meta.train import start_training
+
+from .planted import make_task
 
 TAU = {"rgb": 0.2, "flow": 0.35}
 BASE, NOVEL = [6, 1, 2], [0, 3, 5, 4]
@@ -98,6 +103,21 @@ def test_the_interval_of_the_harmonic_mean_is_that_of_resampled_episodes() -> No
     nothing = GeneralisedSums()
     nothing.add({name: torch.zeros(5, dtype=torch.int64) for name in ("base", "novel", "alone")})
     assert nothing.conclude(10, 3, 9).harmonic_mean == (0.0, 0.0)
+
+
+def test_embedded_clips_are_as_far_apart_as_the_model_has_them() -> None:
+    """Of a head whose logits have a scale of their own."""
+    task = make_task(method="protonet+ami", profile=load_profile("protonet", "fair", ["head.dim=8"]))
+    model = start_training(task).model.eval()
+    model.set_temperatures({"rgb": 0.3, "flow": 2.0})
+    episodes = EpisodeSampler(task.labels, range(6), EpisodeShape(3, 1, 2)).sample(4, torch.Generator().manual_seed(0))
+    psi = model.scorer(task.features)(episodes).psi
+    here = embed_clips(model, task.features, torch.arange(len(task.labels)))
+    for name, expected in zip(model.modalities, psi, strict=True):
+        values, factor = here.embeddings[name], here.temperatures[name]
+        support, query = values[episodes.support].mean(2), values[episodes.query].flatten(1, 2)
+        distances = (query[:, :, None] - support[:, None]).square().sum(-1)
+        torch.testing.assert_close(factor * distances, expected.float(), rtol=1e-4, atol=1e-5)
 
 
 def test_halves_are_disjoint_complete_and_of_the_seed() -> None:

@@ -1,5 +1,8 @@
 """Temperature scaling on validation classes, against a search over a grid and the belief fitted by hand."""
 
+from copy import deepcopy
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -14,7 +17,6 @@ from amfir.meta.scaling import (
     rescale,
     use_validation_temperatures,
     validation_ids,
-    validation_temperatures,
 )
 from amfir.meta.train import Task, start_training
 
@@ -36,6 +38,13 @@ def task() -> Task:
 def model(task: Task) -> Model:
     """AMFIR at its start."""
     return start_training(task).model.eval()
+
+
+def temperatures_of_a_copy(model: Model, *arguments: Any, **settings: Any) -> dict[str, float]:
+    """The temperatures that a copy of the model gets."""
+    own = deepcopy(model)
+    use_validation_temperatures(own, *arguments, **settings)
+    return own.temperatures
 
 
 def raw_distances(model: Model, task: Task, classes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -71,8 +80,7 @@ def cross_entropy(psi: Tensor, temperature: float) -> float:
 
 
 def test_no_other_temperature_explains_the_validation_classes_better(model: Model, task: Task) -> None:
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    found = validation_temperatures(model, task.features, task.labels, VAL, SHAPE, episodes=400)
+    found = temperatures_of_a_copy(model, task.features, task.labels, VAL, SHAPE, episodes=400)
     psi, _ = raw_distances(model, task, VAL)
     assert set(found) == {"rgb", "flow"}
     for name, values in zip(model.modalities, psi, strict=True):
@@ -80,30 +88,36 @@ def test_no_other_temperature_explains_the_validation_classes_better(model: Mode
         grid = torch.logspace(-3, 3, 500).tolist()
         assert all(least <= cross_entropy(values, tau) + 1e-7 for tau in grid)
         assert cross_entropy(values, found[name] * 1.1) > least
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name])
+
+
+def test_the_heads_themselves_are_left_alone(model: Model, task: Task) -> None:
+    heads = {name: deepcopy(model.head(name).state_dict()) for name in model.modalities}
+    use_validation_temperatures(model, task.features, task.labels, VAL, SHAPE, episodes=100)
+    for name, before in heads.items():
+        after = model.head(name).state_dict()
+        assert all(torch.equal(after[key], value) for key, value in before.items())
 
 
 def test_other_classes_and_other_temperatures_of_the_model_change_nothing(model: Model, task: Task) -> None:
-    found = validation_temperatures(model, task.features, task.labels, VAL, SHAPE, episodes=100)
+    found = temperatures_of_a_copy(model, task.features, task.labels, VAL, SHAPE, episodes=100)
     spoiled = {name: values.clone() for name, values in task.features.items()}
     for values in spoiled.values():
         values[~torch.isin(task.labels, torch.tensor(VAL))] = torch.nan
     model.set_temperatures({"rgb": 5.0, "flow": 0.1})
-    assert validation_temperatures(model, spoiled, task.labels, VAL, SHAPE, episodes=100) == found
+    assert temperatures_of_a_copy(model, spoiled, task.labels, VAL, SHAPE, episodes=100) == found
 
 
 def test_a_wider_way_takes_all_validation_classes(model: Model, task: Task) -> None:
     wide = EpisodeShape(5, 1, 2)
-    found = validation_temperatures(model, task.features, task.labels, VAL, wide, episodes=100)
-    assert found == validation_temperatures(model, task.features, task.labels, VAL, SHAPE, episodes=100)
+    found = temperatures_of_a_copy(model, task.features, task.labels, VAL, wide, episodes=100)
+    assert found == temperatures_of_a_copy(model, task.features, task.labels, VAL, SHAPE, episodes=100)
 
 
 def test_the_belief_is_fitted_anew_on_the_same_episodes(model: Model, task: Task) -> None:
     zeros = torch.zeros(2, 4, dtype=torch.float64)
     model.belief = Belief(zeros, zeros + 1, zeros[0], zeros[:, 0])
     use_validation_temperatures(model, task.features, task.labels, VAL, SHAPE, episodes=400)
-    expected = validation_temperatures(model, task.features, task.labels, VAL, SHAPE, episodes=400)
+    expected = temperatures_of_a_copy(model, task.features, task.labels, VAL, SHAPE, episodes=400)
     psi, centre = raw_distances(model, task, VAL)
     factors = torch.tensor([expected["rgb"], expected["flow"]], dtype=torch.float64)[:, None, None]
     fitted = fit_belief(psi * factors[..., None], centre * factors, SHAPE.query_labels())
@@ -131,14 +145,14 @@ def test_classes_that_are_never_mistaken_are_refused(model: Model, task: Task) -
     for values in apart.values():
         values[:] = 100.0 * torch.eye(12, values.shape[-1])[task.labels][:, None, None]
     with pytest.raises(UserError, match="rgb is right in every query of the 3 validation classes"):
-        validation_temperatures(model, apart, task.labels, VAL, SHAPE, episodes=50)
+        temperatures_of_a_copy(model, apart, task.labels, VAL, SHAPE, episodes=50)
 
 
 def test_too_few_classes_or_clips_are_refused(model: Model, task: Task) -> None:
     with pytest.raises(UserError, match="1 validation classes; temperatures are fitted on two or more"):
-        validation_temperatures(model, task.features, task.labels, (6,), SHAPE)
+        temperatures_of_a_copy(model, task.features, task.labels, (6,), SHAPE)
     with pytest.raises(UserError, match="class 'class 6' has 8 clips"):
-        validation_temperatures(
+        temperatures_of_a_copy(
             model, task.features, task.labels, VAL, EpisodeShape(3, 5, 5), class_names=task.class_names
         )
 
@@ -164,7 +178,7 @@ def test_a_name_says_which_temperatures(model: Model, task: Task) -> None:
         return model.temperatures
 
     assert asked("run") == own
-    fitted = validation_temperatures(model, task.features, task.labels, VAL, SHAPE, seed=3)
+    fitted = temperatures_of_a_copy(model, task.features, task.labels, VAL, SHAPE, seed=3)
     assert asked("validation") == pytest.approx(fitted, rel=1e-6)
     assert asked("none") == {"rgb": 1.0, "flow": 1.0}
     with pytest.raises(UserError, match="unknown temperature 'valid'; did you mean 'validation'"):

@@ -162,6 +162,22 @@ def test_the_order_and_number_of_queries_change_no_bit() -> None:
             assert torch.equal(part.weights, whole.weights[:, rows])
 
 
+def test_pieces_of_the_queries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    index, queries = PrototypeIndex.build(draw(0, 400, (6, 4))), draw(1, 23, (6, 4))
+    whole = index.search(queries, 3)
+    monkeypatch.setattr("amfir.meta.search.index.PIECE", 1500)
+    parts = index.search(queries, 3)
+    for name in ("ids", "distances", "psi", "weights", "alone"):
+        assert torch.equal(getattr(parts, name), getattr(whole, name))
+    assert parts.certainties is not None
+    assert whole.certainties is not None
+    assert torch.equal(parts.certainties.complete, whole.certainties.complete)
+    for name in ("values", "lower", "upper"):
+        torch.testing.assert_close(
+            getattr(parts.certainties, name), getattr(whole.certainties, name), rtol=1e-12, atol=0
+        )
+
+
 def test_blocks_give_the_index_of_the_whole() -> None:
     prototypes, queries = draw(0, 1000, (16, 8), 1, 100), draw(1, 20, (16, 8), 1, 100)
     order = prototypes["rgb"][:, 0].argsort()  # no block is like the whole
