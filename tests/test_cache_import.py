@@ -363,7 +363,8 @@ READS = """
 import multiprocessing, sys, time
 from pathlib import Path
 from amfir.pipeline.feature_process import ReadingProcess
-ReadingProcess().read(Path(sys.argv[1]), None)
+process = ReadingProcess()
+process.read(Path(sys.argv[1]), None)
 print(multiprocessing.active_children()[0].pid, flush=True)
 time.sleep(60)
 """
